@@ -1,0 +1,23 @@
+"""Tensor mathematics of SAE steering: needs torch (and, for the GPU kernels, triton), nothing else.
+
+A hooked layer's sets live in a :class:`SteeringBank`, what each request asks for in a
+:class:`RequestRows`; :func:`prepare_steps` turns positions into one row id and one scale per
+token, and :func:`steer_` edits the residual stream in place.
+"""
+
+from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
+from saif_kernels.bank import LatentEdits, SteeringBank
+from saif_kernels.rows import OPEN_STOP, RequestRows, Window
+from saif_kernels.steer import steer_, steer_torch_
+from saif_kernels.steps import prepare_steps
+
+__all__ = [
+    "OPEN_STOP",
+    "LatentEdits",
+    "RequestRows",
+    "SteeringBank",
+    "Window",
+    "prepare_steps",
+    "steer_",
+    "steer_torch_",
+]

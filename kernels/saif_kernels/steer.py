@@ -1,0 +1,135 @@
+"""The steering op: encode the chosen latents, edit, add their decoder rows, in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saif_kernels.bank import SteeringBank
+from saif_kernels.rows import RequestRows
+
+# Rows gathered at once by the reference, in elements: bounds its memory at any batch size.
+_GATHER_ELEMENTS = 1 << 22
+
+
+def steer_torch_(
+    hidden: Tensor,
+    residual: Tensor | None,
+    bank: SteeringBank,
+    rows: RequestRows,
+    token_row: Tensor,
+    token_scale: Tensor,
+) -> None:
+    """Steer the tokens of a batch, each with the sets of its request: the torch reference.
+
+    Semantics: with ``x = round_dtype(hidden + residual)``, then in fp32, for every pair (set s,
+    strength w_s) of the token's row and every live latent i of s::
+
+        pre_i = <x, W_enc_i> + b_enc_i
+        a_i   = pre_i if pre_i > threshold_i else 0
+        D_i   = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)
+        hidden' = cast(hidden + scale_t * sum_s w_s * (vector_s + sum_i D_i * W_dec_i))
+
+    All D_i come from the same x, so the order of latents and sets does not matter. Tokens of row
+    -1 or scale 0 keep their bits.
+
+    Args:
+        hidden: [T, d_model] fp32, bf16 or fp16 (fp64 is computed in fp64). Written in place.
+        residual: [T, d_model] same dtype, or None where ``hidden`` is already the residual stream.
+            Read only.
+        bank: tables of this layer.
+        rows: sets and strengths of each request.
+        token_row: [T] int32, row of each token, -1 = untouched.
+        token_scale: [T] fp32, scale of each token.
+    """
+    steer_reference(hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale)
+
+
+def steer_(
+    hidden: Tensor,
+    residual: Tensor | None,
+    bank: SteeringBank,
+    rows: RequestRows,
+    token_row: Tensor,
+    token_scale: Tensor,
+) -> None:
+    """Steer in place through ``torch.ops.saif.steer_``; as :func:`steer_torch_`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit; nothing was written.
+    """
+    if hidden.ndim != 2 or hidden.shape[1] != bank.W_enc.shape[1]:
+        raise ValueError(
+            f"hidden: expected [tokens, {bank.W_enc.shape[1]}], got {list(hidden.shape)}"
+        )
+    if residual is not None and (residual.shape != hidden.shape or residual.dtype != hidden.dtype):
+        raise ValueError(
+            f"residual: expected {list(hidden.shape)} {hidden.dtype}, "
+            f"got {list(residual.shape)} {residual.dtype}"
+        )
+    if token_row.shape[0] < hidden.shape[0] or token_scale.shape[0] < hidden.shape[0]:
+        raise ValueError(
+            f"token_row and token_scale: expected at least {hidden.shape[0]} tokens, "
+            f"got {token_row.shape[0]} and {token_scale.shape[0]}"
+        )
+    torch.ops.saif.steer_(
+        hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale
+    )
+
+
+def steer_reference(
+    hidden: Tensor,
+    residual: Tensor | None,
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor,
+    p: Tensor,
+    q: Tensor,
+    lo: Tensor,
+    gated: Tensor,
+    offset: Tensor,
+    n_latents: Tensor,
+    vector: Tensor,
+    set_slot: Tensor,
+    strength: Tensor,
+    token_row: Tensor,
+    token_scale: Tensor,
+) -> None:
+    """The implementation behind both, over the flat tensors of a schema."""
+    n_tokens, d_model = hidden.shape
+    token_row, token_scale = token_row[:n_tokens], token_scale[:n_tokens]
+    token = ((token_row >= 0) & (token_scale != 0)).nonzero().squeeze(1)
+    if token.numel() == 0:
+        return
+    accumulate = torch.promote_types(hidden.dtype, torch.float32)
+    row = token_row[token].long()
+    slot = set_slot[row].long()  # [t, M]
+    weight = torch.where(slot >= 0, strength[row], 0.0) * token_scale[token, None]  # [t, M]
+    slot = slot.clamp(min=0)
+    live = torch.where(weight != 0, n_latents[slot], 0)  # [t, M] latents of each pair
+    n_live = int(live.max())
+
+    chosen = hidden[token]
+    x = chosen if residual is None else chosen + residual[token]
+    delta = torch.zeros(token.numel(), d_model, dtype=accumulate, device=hidden.device)
+    step = max(1, _GATHER_ELEMENTS // (d_model * max(1, n_live) * slot.shape[1]))
+    for begin in range(0, token.numel(), step):
+        part = slice(begin, begin + step)
+        w, s = weight[part].to(accumulate), slot[part]
+        delta[part] += torch.einsum("tm,tmd->td", w, vector[s].to(accumulate))
+        if n_live == 0:
+            continue
+        lane = torch.arange(n_live, device=hidden.device)
+        used = lane < live[part, :, None]  # [t, M, K]
+        pool = torch.where(used, offset[s][:, :, None] + lane, 0)
+        pre = torch.einsum("td,tmkd->tmk", x[part].to(accumulate), W_enc[pool].to(accumulate))
+        pre = pre + b_enc[pool]
+        a = torch.where(pre > threshold[pool], pre, 0.0)
+        # where, not a product: lo = -inf is legal, and 0 * inf is not a number.
+        change = torch.maximum(lo[pool].to(accumulate), p[pool] + q[pool] * a)
+        change = torch.where(used & (~gated[pool] | (a > 0)), change, 0.0)
+        delta[part] += torch.einsum(
+            "tmk,tmkd->td", change * w[:, :, None], W_dec[pool].to(accumulate)
+        )
+    hidden[token] = (chosen.to(accumulate) + delta).to(hidden.dtype)

@@ -1,0 +1,125 @@
+"""One generator of inputs and one naive float64 oracle for the steering op's tests."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saif_kernels import LatentEdits, RequestRows, SteeringBank
+
+# (p, q, lo, gated) of every edit kind, with values of the size of an activation.
+EDITS = {
+    "add": (1.5, 0.0, -math.inf, False),
+    "add@gated": (1.5, 0.0, -math.inf, True),
+    "clamp": (2.0, -1.0, -math.inf, False),
+    "clamp@gated": (2.0, -1.0, -math.inf, True),
+    "at_least": (2.0, -1.0, 0.0, False),
+    "scale": (0.0, 1.5, -math.inf, False),
+    "ablate": (0.0, -1.0, -math.inf, False),
+}
+
+
+class Case(NamedTuple):
+    """Inputs of one call."""
+
+    hidden: Tensor
+    residual: Tensor | None
+    bank: SteeringBank
+    rows: RequestRows
+    token_row: Tensor
+    token_scale: Tensor
+
+
+def random_edits(d_model: int, kinds: list[str], generator: torch.Generator) -> LatentEdits:
+    """Live latents of the given kinds over unit-scale rows, plus a dense vector."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    k = len(kinds)
+    p, q, lo, gated = zip(*(EDITS[kind] for kind in kinds), strict=True) if k else ((),) * 4
+    return LatentEdits(
+        W_enc=normal(k, d_model) / d_model**0.5,
+        b_enc=normal(k) / 4,
+        threshold=normal(k).abs() / 4,
+        W_dec=normal(k, d_model) / d_model**0.5,
+        p=torch.tensor(p),
+        q=torch.tensor(q),
+        lo=torch.tensor(lo),
+        gated=torch.tensor(gated, dtype=torch.bool),
+        vector=normal(d_model) / 4,
+    )
+
+
+def make_case(
+    *,
+    n_tokens: int,
+    d_model: int = 64,
+    dtype: torch.dtype = torch.float32,
+    latents: tuple[int, ...] = (0, 1, 15),
+    max_pairs: int = 3,
+    n_requests: int = 4,
+    with_residual: bool = True,
+    seed: int = 0,
+) -> Case:
+    """Random requests over random sets; about a third of the tokens are unsteered."""
+    generator = torch.Generator().manual_seed(seed)
+    bank = SteeringBank.allocate(d_model, len(latents), sum(latents), dtype, "cpu")
+    kinds, offset = list(EDITS), 0
+    for slot, k in enumerate(latents):
+        chosen = [kinds[i % len(kinds)] for i in range(k)]
+        bank.write(slot, offset, random_edits(d_model, chosen, generator))
+        offset += k
+    rows = RequestRows.allocate(n_requests, max_pairs, "cpu")
+    for row in range(n_requests):
+        slots = torch.randperm(len(latents), generator=generator)[: 1 + row % max_pairs]
+        strengths = torch.randn(len(slots), generator=generator)
+        pairs = list(zip(slots.tolist(), strengths.tolist(), strict=True))
+        rows.write(row, pairs, prompt_len=1)
+    token_row = torch.randint(-1, n_requests, (n_tokens,), generator=generator).int()
+    token_scale = torch.rand(n_tokens, generator=generator)
+    token_scale[torch.rand(n_tokens, generator=generator) < 0.2] = 0.0
+    hidden = torch.randn(n_tokens, d_model, generator=generator).to(dtype)
+    residual = torch.randn(n_tokens, d_model, generator=generator).to(dtype)
+    return Case(hidden, residual if with_residual else None, bank, rows, token_row, token_scale)
+
+
+class Expected(NamedTuple):
+    """What the formula gives, in float64, and where rounding may decide otherwise."""
+
+    hidden: Tensor  # [T, d_model] float64
+    near_threshold: Tensor  # [T] bool
+
+
+def oracle(case: Case, epsilon: float) -> Expected:
+    """design.md's formula as loops over tokens, sets and latents; epsilon: how near counts."""
+    bank = SteeringBank(*(t.double() if t.is_floating_point() else t for t in case.bank))
+    x = case.hidden if case.residual is None else case.hidden + case.residual
+    x = x.double()
+    result = case.hidden.double().clone()  # .double() of fp64 is the tensor itself
+    near = torch.zeros(len(x), dtype=torch.bool)
+    for t, row in enumerate(case.token_row.tolist()):
+        scale = float(case.token_scale[t])
+        if row < 0 or scale == 0:
+            continue
+        for slot, strength in zip(
+            case.rows.set_slot[row].tolist(), case.rows.strength[row].tolist(), strict=True
+        ):
+            if slot < 0:
+                continue
+            delta = bank.vector[slot].clone()
+            begin = int(bank.offset[slot])
+            for i in range(begin, begin + int(bank.n_latents[slot])):
+                pre = float(x[t] @ bank.W_enc[i] + bank.b_enc[i])
+                threshold = float(bank.threshold[i])
+                near[t] |= abs(pre - threshold) < epsilon
+                a = pre if pre > threshold else 0.0
+                change = max(float(bank.lo[i]), float(bank.p[i]) + float(bank.q[i]) * a)
+                if bank.gated[i] and not a > 0:
+                    change = 0.0
+                delta += change * bank.W_dec[i]
+            result[t] += scale * strength * delta
+    return Expected(result, near)
