@@ -1,0 +1,94 @@
+"""What happens to one latent: the edits, and how each compiles to (p, q, lo)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+
+EditKind = Literal["add", "clamp", "at_least", "scale", "ablate", "project"]
+EDIT_KINDS: tuple[EditKind, ...] = get_args(EditKind)
+
+
+class Coefficients(NamedTuple):
+    """``D = max(lo, p + q * a)``: the change of the latent's activation a, in units of a."""
+
+    p: float
+    q: float
+    lo: float
+
+
+class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An edit of one latent activation ``a``.
+
+    ========== ====================== =====
+    kind       a becomes              value
+    ========== ====================== =====
+    add        a + value              c
+    clamp      value                  c
+    at_least   max(a, value)          c
+    scale      value * a              m
+    ablate     0                      none
+    project    value (a = <x, u>)     z
+    ========== ====================== =====
+
+    ``gated`` edits act only where the latent is active. ``project`` reads the residual stream
+    along a unit direction instead of an SAE latent (arXiv 2410.12877), so it has no threshold.
+    """
+
+    kind: EditKind
+    value: float = 0.0
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"edit value: expected a finite number, got {self.value}")
+        if self.kind == "project" and self.gated:
+            raise ValueError("edit project: expected no gate, since a direction is always active")
+
+    @classmethod
+    def parse(cls, text: str) -> Edit:
+        """Read ``kind:value`` or ``ablate``, with ``@gated`` behind it where the edit is gated.
+
+        Raises:
+            ValueError: the text is none of these.
+        """
+        body, at, gate = text.strip().partition("@")
+        kind, colon, value = body.partition(":")
+        if kind not in EDIT_KINDS or (at and gate != "gated") or bool(colon) == (kind == "ablate"):
+            raise ValueError(
+                f"edit: expected KIND:VALUE with KIND one of {', '.join(EDIT_KINDS)}, or ablate, "
+                f"each optionally with @gated behind it, got {text!r}"
+            )
+        try:
+            number = float(value) if colon else 0.0
+        except ValueError:
+            raise ValueError(f"edit {kind}: expected a number, got {value!r}") from None
+        return cls(kind, number, bool(at))
+
+    def __str__(self) -> str:
+        value = "" if self.kind == "ablate" else f":{self.value!r}"
+        return f"{self.kind}{value}{'@gated' if self.gated else ''}"
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """(p, q, lo) of this edit."""
+        match self.kind:
+            case "add":
+                return Coefficients(self.value, 0.0, -math.inf)
+            case "clamp" | "project":
+                return Coefficients(self.value, -1.0, -math.inf)
+            case "at_least":
+                return Coefficients(self.value, -1.0, 0.0)
+            case "scale":
+                return Coefficients(0.0, self.value - 1.0, -math.inf)
+            case "ablate":
+                return Coefficients(0.0, -1.0, -math.inf)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the change depends on nothing, so that it folds into the set's vector at
+        loading.
+        """
+        return self.coefficients.q == 0.0 and not self.gated

@@ -1,0 +1,388 @@
+"""The artifact that steers: a few latents with their rows and edits, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from saif_fast.edits import Edit
+from saif_fast.records import Latent, Provenance, SaeReference, Site
+from saif_kernels import LatentEdits
+
+if TYPE_CHECKING:
+    from saif_fast.sae import SparseAutoencoder
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Latent",
+    "LatentSet",
+    "Provenance",
+    "SaeReference",
+    "Site",
+    "SiteTensors",
+    "check_combination",
+]
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "saif_latent_set"
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """The JSON in the file's metadata."""
+
+    format: int
+    content_hash: str
+    d_model: int
+    num_layers: int
+    sites: list[Site]
+    provenance: Provenance
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+@dataclass(frozen=True, eq=False)
+class SiteTensors:
+    """A :class:`Site` with its rows: fp32, on the CPU, in the model's residual units."""
+
+    site: Site
+    W_enc: Tensor  # [k, d_model]
+    b_enc: Tensor  # [k]
+    threshold: Tensor  # [k]
+    W_dec: Tensor  # [k, d_model]
+    vector: Tensor | None = None  # [d_model], a dense steering vector added as it is
+
+    def named(self) -> dict[str, Tensor]:
+        """Tensors by field name; ``vector`` only where the site has one."""
+        names = ("W_enc", "b_enc", "threshold", "W_dec")
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in names}
+        return tensors if self.vector is None else {**tensors, "vector": self.vector}
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSet:
+    """Latents, edits and vectors at one or more layers; immutable, identified by its hash.
+
+    Raises:
+        ValueError: a tensor does not fit, a value is not finite, a layer is given twice or out of
+            range, or
+            the set contains nothing.
+    """
+
+    sites: tuple[SiteTensors, ...]
+    d_model: int
+    num_layers: int
+    provenance: Provenance = field(default_factory=lambda: Provenance(method="made"))
+
+    def __post_init__(self) -> None:
+        layers = [tensors.site.layer for tensors in self.sites]
+        if not layers or layers != sorted(set(layers)):
+            raise ValueError(f"sites: expected distinct layers in ascending order, got {layers}")
+        for tensors in self.sites:
+            self._check_site(tensors)
+
+    def _check_site(self, tensors: SiteTensors) -> None:
+        layer, k = tensors.site.layer, len(tensors.site.latents)
+        if not 0 <= layer < self.num_layers:
+            raise ValueError(f"layer: expected 0 to {self.num_layers - 1}, got {layer}")
+        if k == 0 and tensors.vector is None:
+            raise ValueError(
+                f"layer {layer}: expected at least one latent or a vector, got neither"
+            )
+        rows, column = (k, self.d_model), (k,)
+        expected = {"W_enc": rows, "b_enc": column, "threshold": column, "W_dec": rows}
+        for name, tensor in tensors.named().items():
+            shape = expected.get(name, (self.d_model,))
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"layer {layer} {name}: expected {list(shape)} float32, "
+                    f"got {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+                )
+            # A threshold of -inf is a linear probe, the only infinity with a meaning.
+            if (
+                not torch.isfinite(tensor)
+                .logical_or(torch.tensor(name == "threshold") & (tensor == -torch.inf))
+                .all()
+            ):
+                raise ValueError(
+                    f"layer {layer} {name}: expected finite values, got nan or infinity"
+                )
+        indices = [latent.index for latent in tensors.site.latents]
+        if len(set(indices)) != k:
+            raise ValueError(f"layer {layer} latents: expected distinct indices, got {indices}")
+
+    @classmethod
+    def from_sae(
+        cls,
+        sae: SparseAutoencoder,
+        latents: Sequence[Latent],
+        *,
+        num_layers: int,
+        provenance: Provenance | None = None,
+    ) -> LatentSet:
+        """Take the rows of ``latents`` out of an SAE; they sit at the SAE's layer.
+
+        ``project`` edits read and write along the latent's unit decoder direction.
+
+        Raises:
+            ValueError: an index is outside the SAE, or the SAE cannot be edited live.
+        """
+        sae.require_live_edits()
+        for latent in latents:
+            if not 0 <= latent.index < sae.d_sae:
+                raise ValueError(f"latent: expected 0 to {sae.d_sae - 1}, got {latent.index}")
+        index = torch.tensor([latent.index for latent in latents], dtype=torch.long)
+        W_enc, W_dec = sae.W_enc[:, index].T.contiguous(), sae.W_dec[index].contiguous()
+        b_enc, threshold = sae.b_enc[index].clone(), sae.threshold[index].clone()
+        for i, latent in enumerate(latents):
+            if latent.edit.kind == "project":
+                W_enc[i] = W_dec[i] = W_dec[i] / W_dec[i].norm()
+                b_enc[i], threshold[i] = 0.0, -torch.inf
+        site = Site(layer=sae.layer, latents=list(latents), sae=sae.reference())
+        return cls(
+            sites=(SiteTensors(site, W_enc, b_enc, threshold, W_dec),),
+            d_model=sae.d_model,
+            num_layers=num_layers,
+            provenance=provenance or Provenance(method="made"),
+        )
+
+    @classmethod
+    def from_vector(
+        cls, vector: Tensor, *, layer: int, num_layers: int, provenance: Provenance | None = None
+    ) -> LatentSet:
+        """A dense steering vector ([d_model], residual units) and no latents."""
+        d_model = vector.shape[0]
+        rows, scalars = torch.zeros(0, d_model), torch.zeros(0)
+        tensors = SiteTensors(
+            Site(layer=layer), rows, scalars, scalars, rows, vector.detach().float().cpu()
+        )
+        return cls((tensors,), d_model, num_layers, provenance or Provenance(method="imported"))
+
+    @classmethod
+    def from_direction(
+        cls,
+        direction: Tensor,
+        projection: float,
+        *,
+        layer: int,
+        num_layers: int,
+        provenance: Provenance | None = None,
+    ) -> LatentSet:
+        """Set the projection of x on ``direction`` ([d_model], normalised here) to ``projection``
+        (arXiv 2410.12877).
+        """
+        unit = (direction.detach().float().cpu() / direction.float().norm().cpu())[None]
+        latent = Latent(index=0, edit=Edit("project", projection))
+        tensors = SiteTensors(
+            Site(layer=layer, latents=[latent]),
+            unit,
+            torch.zeros(1),
+            torch.full((1,), -torch.inf),
+            unit.clone(),
+        )
+        d_model = direction.shape[0]
+        return cls((tensors,), d_model, num_layers, provenance or Provenance(method="imported"))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers this set edits, ascending."""
+        return tuple(tensors.site.layer for tensors in self.sites)
+
+    @property
+    def n_live(self) -> dict[int, int]:
+        """Live latents (those that need the encoder) by layer."""
+        return {
+            tensors.site.layer: sum(not x.edit.is_constant for x in tensors.site.latents)
+            for tensors in self.sites
+        }
+
+    @property
+    def is_last_layer_constant(self) -> bool:
+        """Whether the set is one constant vector on the last block's output, hence nearly a logit
+        bias.
+        """
+        return self.layers == (self.num_layers - 1,) and not any(self.n_live.values())
+
+    def compile(self, layer: int) -> LatentEdits:
+        """What the kernels read at ``layer``: live latents as rows, constant edits folded into the
+        vector.
+        """
+        for tensors in self.sites:
+            if tensors.site.layer == layer:
+                break
+        else:
+            return LatentEdits.empty(self.d_model)
+        edits = [latent.edit for latent in tensors.site.latents]
+        constant = torch.tensor([edit.is_constant for edit in edits], dtype=torch.bool)
+        table = torch.tensor([edit.coefficients for edit in edits]).reshape(-1, 3)
+        p, q, lo = table[~constant].unbind(dim=1)
+        vector = table[constant, 0] @ tensors.W_dec[constant]
+        return LatentEdits(
+            W_enc=tensors.W_enc[~constant],
+            b_enc=tensors.b_enc[~constant],
+            threshold=tensors.threshold[~constant],
+            W_dec=tensors.W_dec[~constant],
+            p=p,
+            q=q,
+            lo=lo,
+            gated=torch.tensor([edit.gated for edit in edits], dtype=torch.bool)[~constant],
+            vector=vector if tensors.vector is None else vector + tensors.vector,
+        )
+
+    def check_model(self, hidden_size: int, num_layers: int) -> None:
+        """Raise ValueError unless the set was made for a model of this shape."""
+        if (self.d_model, self.num_layers) != (hidden_size, num_layers):
+            raise ValueError(
+                f"latent set was made for hidden size {self.d_model} and {self.num_layers} layers, "
+                f"but the model has hidden size {hidden_size} and {num_layers} layers"
+            )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over all that steers (shapes, layers, edits, rows, vectors); provenance is not
+        part of it.
+        """
+        digest = hashlib.sha256()
+        for tensors in self.sites:
+            site = tensors.site
+            edits = [(x.index, x.edit) for x in site.latents]
+            source = site.sae.content_hash if site.sae else None
+            digest.update(
+                msgspec.json.encode([self.d_model, self.num_layers, site.layer, source, edits])
+            )
+            for name, tensor in tensors.named().items():
+                digest.update(name.encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file; a reader never sees half of it."""
+        path = Path(path)
+        header = _Header(
+            format=FORMAT_VERSION,
+            content_hash=self.content_hash,
+            d_model=self.d_model,
+            num_layers=self.num_layers,
+            sites=[tensors.site for tensors in self.sites],
+            provenance=self.provenance,
+        )
+        tensors = {
+            f"{site.site.layer}.{name}": tensor.contiguous()
+            for site in self.sites
+            for name, tensor in site.named().items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        metadata = {_METADATA_KEY: msgspec.json.encode(header).decode()}
+        partial.write_bytes(safetensors.torch.save(tensors, metadata))
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatentSet:
+        """Read a set written by :meth:`save`.
+
+        Raises:
+            ValueError: the file is missing, truncated, not safetensors, not a latent set, of a
+                newer
+                format, or its content does not match its hash; the message begins with the path.
+        """
+        path = Path(path)
+        try:
+            return cls._load(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file") from None
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def _load(cls, path: Path) -> LatentSet:
+        if path.is_dir():
+            raise ValueError("expected a latent set file, got a directory")
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            if text is None:
+                raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
+            version = msgspec.json.decode(text, type=_Format).format
+            if version > FORMAT_VERSION:
+                raise ValueError(
+                    f"latent set format {version} is newer than this saif-fast reads "
+                    f"({FORMAT_VERSION}); upgrade saif-fast"
+                )
+            header = msgspec.json.decode(text, type=_Header)
+            stored = {name: file.get_tensor(name) for name in file.keys()}
+        sites = []
+        for site in header.sites:
+            fields: dict[str, Tensor] = {}
+            for name in ("W_enc", "b_enc", "threshold", "W_dec", "vector"):
+                tensor = stored.pop(f"{site.layer}.{name}", None)
+                if tensor is None and name != "vector":
+                    raise ValueError(f"tensor {site.layer}.{name} is missing")
+                if tensor is not None:
+                    fields[name] = tensor
+            sites.append(SiteTensors(site=site, **fields))
+        if stored:
+            raise ValueError(f"unexpected tensors {sorted(stored)}")
+        loaded = cls(tuple(sites), header.d_model, header.num_layers, header.provenance)
+        if loaded.content_hash != header.content_hash:
+            raise ValueError("content does not match its hash; the file is damaged or was edited")
+        return loaded
+
+    def describe(self) -> str:
+        """A few lines for people: layers, latents with statistics and edits, provenance."""
+        lines = [
+            f"latent set {self.content_hash[:12]}, hidden size {self.d_model}, "
+            f"{self.num_layers} layers, method {self.provenance.method}"
+        ]
+        for tensors in self.sites:
+            site = tensors.site
+            source = f" from {site.sae.name}" if site.sae else ""
+            lines.append(f"layer {site.layer}: {len(site.latents)} latents{source}")
+            if tensors.vector is not None:
+                lines.append(f"  dense vector, norm {tensors.vector.norm():.4g}")
+            for latent in site.latents:
+                statistics = ", ".join(
+                    f"{name} {value:.4g}"
+                    for name, value in msgspec.structs.asdict(latent).items()
+                    if isinstance(value, float)
+                )
+                lines.append(f"  {latent.index:>7} {latent.edit!s:<16} {statistics}".rstrip())
+        for name, value in msgspec.to_builtins(self.provenance).items():
+            lines.append(f"{name}: {value}")
+        return "\n".join(lines)
+
+
+def check_combination(sets: Mapping[str, LatentSet]) -> None:
+    """Raise ValueError where two sets set the same latent: one request cannot have both.
+
+    Additions combine; two edits that depend on the activation (clamp, scale, ...) of one latent do
+    not.
+    """
+    owner: dict[tuple[int, str | None, int], str] = {}
+    for name, latent_set in sets.items():
+        for tensors in latent_set.sites:
+            sae = tensors.site.sae
+            for latent in tensors.site.latents:
+                # Without an SAE an index names nothing that another set could mean too.
+                if latent.edit.kind == "add" or sae is None:
+                    continue
+                key = (tensors.site.layer, sae.content_hash, latent.index)
+                if key in owner:
+                    raise ValueError(
+                        f"sets {owner[key]!r} and {name!r} both set latent {latent.index} at layer "
+                        f"{tensors.site.layer}; a request can have only one of them"
+                    )
+                owner[key] = name

@@ -1,0 +1,161 @@
+"""What a request may ask for: flat keys, since HTTP carries only strings and numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from saif_kernels import OPEN_STOP, Window
+
+REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
+SCOPES = ("generated", "prompt", "all")
+_TERM = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)\s*(?:\*\s*(?P<strength>\S+))?")
+
+
+class SteeringRequest(msgspec.Struct, frozen=True):
+    """Sets with strengths, and where they apply."""
+
+    sets: tuple[tuple[str, float], ...]
+    window: Window = Window()
+
+
+def parse_request(
+    extra_args: Mapping[str, object] | None,
+    *,
+    available: Collection[str],
+    max_strength: float = 10.0,
+    max_sets: int = 8,
+) -> SteeringRequest | None:
+    """Read the ``saif*`` keys of a request; keys of others are left alone. None: nothing asked for.
+
+    =============== =========================================== ==================================
+    key             value                                       meaning
+    =============== =========================================== ==================================
+    ``saif``        ``"french"``, ``"french*0.8 + formal*0.4"`` sets and strengths (1 unless given)
+    ``saif_scope``  generated (default), prompt, all            positions that are steered
+    ``saif_start``  int >= 0, in generated tokens               first one steered
+    ``saif_stop``   int > start, in generated tokens            first one no longer steered
+    ``saif_decay``  omega >= 0, or "omega,power"                1 / (1 + omega * t) ** power
+    =============== =========================================== ==================================
+
+    Args:
+        extra_args: the request's free dictionary.
+        available: names of the sets that may be asked for.
+        max_strength: largest absolute strength.
+        max_sets: most sets in one request.
+
+    Raises:
+        ValueError: anything else; the message names what is available.
+    """
+    given = {k: v for k, v in (extra_args or {}).items() if k.startswith("saif")}
+    unknown = sorted(set(given) - set(REQUEST_KEYS))
+    if unknown:
+        raise ValueError(
+            f"unknown steering argument {unknown[0]!r}; available: {', '.join(REQUEST_KEYS)}"
+        )
+    if not given:
+        return None
+    if "saif" not in given:
+        raise ValueError(
+            f"{sorted(given)[0]!r} was given without 'saif'; available sets: {_listed(available)}"
+        )
+    sets = _parse_sets(given["saif"], available, max_strength, max_sets)
+    return SteeringRequest(sets=sets, window=_parse_window(given))
+
+
+def _parse_sets(
+    text: object, available: Collection[str], max_strength: float, max_sets: int
+) -> tuple[tuple[str, float], ...]:
+    if not isinstance(text, str):
+        raise ValueError(
+            f"saif: expected a string such as 'name' or 'name*0.8 + other*0.4', got {text!r}; "
+            f"available sets: {_listed(available)}"
+        )
+    sets: dict[str, float] = {}
+    for term in _terms(text):
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise ValueError(
+                f"saif: expected 'name' or 'name*strength' between '+', got {term!r} in {text!r}; "
+                f"available sets: {_listed(available)}"
+            )
+        name = match["name"]
+        if name not in available:
+            raise ValueError(f"unknown set {name!r}; available sets: {_listed(available)}")
+        if name in sets:
+            raise ValueError(f"saif: set {name!r} is given twice in {text!r}")
+        sets[name] = _strength(name, match["strength"], max_strength, available)
+    if len(sets) > max_sets:
+        raise ValueError(f"saif: expected at most {max_sets} sets in a request, got {len(sets)}")
+    return tuple(sets.items())
+
+
+def _terms(text: str) -> list[str]:
+    # A plus directly behind "*" or inside an exponent belongs to the number ("a*+1", "a*1e+2").
+    return [term.strip() for term in re.split(r"(?<![*eE])(?<!\*\s)\+", text)]
+
+
+def _strength(
+    name: str, text: str | None, max_strength: float, available: Collection[str]
+) -> float:
+    if text is None:
+        return 1.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > max_strength:
+        raise ValueError(
+            f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
+            f"{name!r}, got {text!r}; available sets: {_listed(available)}"
+        )
+    return value
+
+
+def _parse_window(given: Mapping[str, object]) -> Window:
+    scope = given.get("saif_scope", "generated")
+    if scope not in SCOPES:
+        raise ValueError(f"saif_scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    if scope == "prompt":
+        beside = sorted(set(given) - {"saif", "saif_scope"})
+        if beside:
+            raise ValueError(
+                f"{beside[0]}: expected none with saif_scope 'prompt', "
+                "since it counts generated tokens"
+            )
+        # The last prompt token (generated index 0) belongs to the prompt as well.
+        return Window(prompt=True, start=0, stop=1)
+    start = _tokens(given, "saif_start", 0, 0)
+    stop = _tokens(given, "saif_stop", OPEN_STOP, start + 1)
+    omega, power = _decay(given.get("saif_decay", 0.0))
+    return Window(prompt=scope == "all", start=start, stop=stop, omega=omega, power=power)
+
+
+def _tokens(given: Mapping[str, object], key: str, default: int, least: int) -> int:
+    value = given.get(key, default)
+    if isinstance(value, float) and value.is_integer():  # JSON has one number type
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= OPEN_STOP:
+        raise ValueError(
+            f"{key}: expected an integer >= {least} in generated tokens, got {value!r}"
+        )
+    return value
+
+
+def _decay(value: object) -> tuple[float, float]:
+    parts = value.split(",") if isinstance(value, str) else [value]
+    try:
+        numbers = [float(part) for part in parts]  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        numbers = []
+    legal = all(math.isfinite(number) and number >= 0 for number in numbers)
+    if isinstance(value, bool) or not legal or len(numbers) not in (1, 2):
+        raise ValueError(f"saif_decay: expected omega >= 0 or 'omega,power', got {value!r}")
+    return numbers[0], numbers[1] if len(numbers) == 2 else Window().power
+
+
+def _listed(available: Collection[str]) -> str:
+    return ", ".join(sorted(available)) or "none"

@@ -1,0 +1,55 @@
+"""A directory of latent sets: the names a server offers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from saif_fast.latent_set import LatentSet
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_SUFFIX = ".safetensors"
+
+
+def check_name(name: str) -> str:
+    """Return ``name``, or raise ValueError if it is not a letter, then letters, digits, _ . -"""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"set name: expected a letter, then letters, digits, '_', '.' or '-', got {name!r}"
+        )
+    return name
+
+
+class SetDirectory:
+    """``<name>.safetensors`` files of one directory; the name of a set is its file's.
+
+    Raises:
+        ValueError: the directory does not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path)
+        if not self.root.is_dir():
+            raise ValueError(f"set directory: expected a directory, got {self.root}")
+
+    def path(self, name: str) -> Path:
+        """The file of set ``name``, whether it exists or not."""
+        return self.root / f"{check_name(name)}{_SUFFIX}"
+
+    def names(self) -> list[str]:
+        """Names of the sets that are there now, sorted."""
+        return sorted(check_name(file.stem) for file in self.root.glob(f"*{_SUFFIX}"))
+
+    def load(self, name: str) -> LatentSet:
+        """Load set ``name``; ValueError as in :meth:`LatentSet.load`, or naming what is
+        available.
+        """
+        if not self.path(name).exists():
+            raise ValueError(
+                f"unknown set {name!r}; available: {', '.join(self.names()) or 'none'}"
+            )
+        return LatentSet.load(self.path(name))
+
+    def load_all(self) -> dict[str, LatentSet]:
+        """Every set by name."""
+        return {name: self.load(name) for name in self.names()}
