@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+
 from saif_kernels import LatentEdits, RequestRows, SteeringBank, steer_
 
 D_MODEL, D_SAE, N_LIVE = 1024, 16384, 16
 
 
 class Unfused:
-    """What a hook around an SAE does: encode all latents, clamp the chosen ones, decode the change."""
+    """What a hook around an SAE does: encode all latents, clamp the chosen, decode the change."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Interleaved comparisons: every round runs the baseline, then the candidate, so noise hits both."""
+"""Interleaved comparisons: each round runs the baseline, then the candidate, so noise hits both."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _rows: list[dict[str, object]] = []
 
 @pytest.fixture
 def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
-    """``compare(candidate, baseline, rounds=..., baseline_name=...)`` times both, interleaved.
+    """``compare(candidate, baseline, baseline_name=...)`` times both, interleaved.
 
-    Returns the ratio of medians, candidate over baseline: below 1 the candidate is faster. Times are
-    seconds of wall clock. Correctness is the caller's to check first.
+    Returns the ratio of medians, candidate over baseline: below 1 the candidate is faster. Times
+    are seconds of wall clock. Correctness is the caller's to check first.
     """
 
     def run(

@@ -136,9 +136,11 @@ class LatentSet:
         ``project`` edits read and write along the latent's unit decoder direction.
 
         Raises:
-            ValueError: an index is outside the SAE, or the SAE cannot be edited live.
+            ValueError: an index is outside the SAE, or the SAE does not allow these edits.
         """
-        sae.require_live_edits()
+        sae.require_edits()
+        if not all(latent.edit.is_constant for latent in latents):
+            sae.require_live_edits()
         for latent in latents:
             if not 0 <= latent.index < sae.d_sae:
                 raise ValueError(f"latent: expected 0 to {sae.d_sae - 1}, got {latent.index}")
