@@ -1,0 +1,171 @@
+"""The hooks that steer a model's decoder layers, and the tables that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saif_fast.hf import decoder_layers
+from saif_fast.latent_set import LatentSet, check_combination
+from saif_fast.request import SteeringRequest
+from saif_fast.tables import Capacity, SteeringTables
+from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ResidualSteering:
+    """Latent sets on the decoder layers of one model.
+
+    :meth:`begin` says which sets each row of a batch asks for, :meth:`prepare` places the tokens of
+    the next forward, and the hooks of :meth:`attached` steer every layer's output in place. A
+    Hugging Face decoder layer returns the full residual stream, so the op gets no separate
+    residual.
+
+    Args:
+        model: a decoder-only transformers model.
+        sets: what may be asked for, by name.
+
+    Raises:
+        ValueError: a set was made for a model of another shape.
+    """
+
+    def __init__(self, model: PreTrainedModel, sets: Mapping[str, LatentSet]) -> None:
+        modules = decoder_layers(model)
+        self._device, self._d_model = model.device, model.config.get_text_config().hidden_size
+        self._sets = dict(sets)
+        tables = _load_tables(self._sets, self._d_model, len(modules), model.dtype, self._device)
+        self._slots = {name: tables.slot(sets[name].content_hash) for name in sets}
+        self._banks = tables.banks
+        self._layers = {layer: modules[layer] for layer in self._banks}
+        self._rows: RequestRows | None = None
+        self._request_row = self._token_row = torch.empty(0, dtype=torch.int32)
+        self._token_scale = torch.empty(0)
+
+    def begin(self, requests: Sequence[SteeringRequest | None], prompt_lens: Tensor) -> None:
+        """Set what the rows of the next forwards ask for: one request a row, None = unsteered.
+
+        Args:
+            requests: [batch].
+            prompt_lens: [batch] integer, prompt tokens of each row without padding.
+
+        Raises:
+            ValueError: two sets of one request set the same latent.
+        """
+        for names in {tuple(name for name, _ in r.sets) for r in requests if r is not None}:
+            check_combination({name: self._sets[name] for name in names})
+        self._rows = None
+        if any(request is not None for request in requests):
+            self._rows = _request_rows(requests, self._slots, prompt_lens, self._device)
+        steered = [-1 if request is None else row for row, request in enumerate(requests)]
+        self._request_row = torch.tensor(steered, dtype=torch.int32, device=self._device)
+
+    def select(self, kept: Tensor) -> None:
+        """Keep only these batch rows: [kept] int64. For a batch whose finished rows are dropped."""
+        self._request_row = self._request_row[kept]
+
+    def prepare(self, positions: Tensor, real: Tensor | None) -> None:
+        """Place the tokens of the next forward.
+
+        Args:
+            positions: [batch, tokens] integer, position of each token in its own sequence, padding
+                aside.
+            real: [batch, tokens] bool, False on padding, which is never steered; None = no padding.
+        """
+        if self._rows is None:
+            return
+        batch, length = positions.shape
+        assert batch == self._request_row.shape[0]
+        start = torch.arange(batch + 1, dtype=torch.int32, device=self._device) * length
+        self._token_row = start.new_empty(batch * length)
+        self._token_scale = torch.empty(batch * length, device=self._device)
+        prepare_steps(
+            token_row=self._token_row,
+            token_scale=self._token_scale,
+            query_start_loc=start,
+            request_row=self._request_row,
+            positions=positions.reshape(-1),
+            rows=self._rows,
+        )
+        if real is not None:
+            self._token_row.masked_fill_(~real.reshape(-1), -1)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Steer every forward of the model inside the block; the hooks go on any exit."""
+        with ExitStack() as hooks:
+            for layer, module in self._layers.items():
+                handle = module.register_forward_hook(self._hook(self._banks[layer]))
+                hooks.callback(handle.remove)
+            yield
+
+    def _hook(self, bank: SteeringBank) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            if self._rows is None:
+                return output
+            hidden = output[0] if isinstance(output, tuple) else output
+            if torch.is_grad_enabled() and hidden.requires_grad:
+                raise ValueError(
+                    "steer: expected a forward under torch.no_grad(), got one with gradients"
+                )
+            flat = hidden.reshape(-1, self._d_model)
+            assert flat.shape[0] == self._token_row.shape[0]
+            steer_(flat, None, bank, self._rows, self._token_row, self._token_scale)
+            steered = flat.view(hidden.shape)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return hook
+
+
+def _load_tables(
+    sets: Mapping[str, LatentSet],
+    d_model: int,
+    num_layers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> SteeringTables:
+    layers = sorted({layer for latent_set in sets.values() for layer in latent_set.layers})
+    live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in layers]
+    # Request rows change with every batch here, so those of the tables stay unused.
+    capacity = Capacity(
+        max_sets=len(sets), max_latents=max(live, default=0), max_requests=1, max_sets_per_request=1
+    )
+    tables = SteeringTables(layers, d_model, num_layers, capacity, dtype, device)
+    for latent_set in sets.values():
+        tables.load(latent_set)
+    return tables
+
+
+def _request_rows(
+    requests: Sequence[SteeringRequest | None],
+    slots: Mapping[str, int],
+    prompt_lens: Tensor,
+    device: torch.device,
+) -> RequestRows:
+    width = max(1, *(len(request.sets) for request in requests if request is not None))
+    unsteered = SteeringRequest(sets=())
+    filled = [unsteered if request is None else request for request in requests]
+    pairs = [[(slots[name], strength) for name, strength in request.sets] for request in filled]
+    padded = [row + [(-1, 0.0)] * (width - len(row)) for row in pairs]
+    windows = [request.window for request in filled]
+
+    # Whole columns at once: RequestRows.write costs nine small copies a row, which adds up over
+    # large batches.
+    def column(values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return RequestRows(
+        set_slot=column([[slot for slot, _ in row] for row in padded], torch.int32),
+        strength=column([[strength for _, strength in row] for row in padded], torch.float32),
+        prompt_len=prompt_lens.to(device=device, dtype=torch.int32),
+        prompt=column([window.prompt for window in windows], torch.bool),
+        start=column([window.start for window in windows], torch.int32),
+        stop=column([window.stop for window in windows], torch.int32),
+        omega=column([window.omega for window in windows], torch.float32),
+        power=column([window.power for window in windows], torch.float32),
+    )

@@ -1,0 +1,203 @@
+"""Batched greedy generation with steering: what evaluations and comparisons run on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saif_fast.hf import batches, encode_texts, left_pad, positions_of
+from saif_fast.latent_set import LatentSet
+from saif_fast.request import SteeringRequest, parse_request
+from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.set_dir import SetDirectory
+from saif_transformers.residual import ResidualSteering
+from saif_transformers.steering import load_set
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Logits of a step, in elements: bounds the rows of a batch where the vocabulary is large.
+_LOGIT_ELEMENTS = 1 << 27
+
+
+class TransformersRuntime:
+    """``saif_fast.runtime.Runtime`` on Hugging Face transformers.
+
+    Sets are looked up at every call, so a mapping or directory may grow in between. Requests are
+    sorted by length and run in large left-padded batches; equal calls give equal results.
+
+    Args:
+        model: a directory, a hub name, or a loaded model (then ``tokenizer`` is needed).
+        sets: the sets that a request may name.
+        tokenizer: of a loaded model.
+        dtype: of the weights, "auto" = as stored.
+        device: where to run, None = a GPU if there is one, else the CPU.
+        max_rows: requests in a batch, at most.
+        max_batch_tokens: prompt and generated tokens in a batch, at most.
+
+    Raises:
+        ValueError: a loaded model without a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        sets: SetDirectory | Mapping[str, LatentSet],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        max_rows: int = 1024,
+        max_batch_tokens: int = 1 << 17,
+    ) -> None:
+        if isinstance(model, str | Path):
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(str(model))
+            model = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(device)
+        if tokenizer is None:
+            raise ValueError("tokenizer: expected one with a loaded model, got None")
+        self._model, self._tokenizer, self._sets = model.eval(), tokenizer, sets
+        self._context = model.config.get_text_config().max_position_embeddings
+        vocabulary = model.config.get_text_config().vocab_size
+        self._max_rows = max(1, min(max_rows, _LOGIT_ELEMENTS // vocabulary))
+        self._max_batch_tokens = max_batch_tokens
+        # The tokenizer's and the generation config's, as in vLLM.
+        eos = model.generation_config.eos_token_id
+        stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        self._eos = torch.tensor(sorted(stops), dtype=torch.long, device=model.device)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Greedy generations in the order of ``requests``; all are checked before any runs.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set or token, or its prompt
+                fills the model's context.
+        """
+        if not requests:
+            return []
+        names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)
+        steering = [parse_request(request.extra_args, available=names) for request in requests]
+        prompts = encode_texts(self._tokenizer, [request.prompt for request in requests])
+        bias = _LogitBias(
+            [request.logit_bias for request in requests],
+            self._model.config.get_text_config().vocab_size,
+            self._model.device,
+        )
+        for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            if request.max_tokens < 1:
+                raise ValueError(
+                    f"request {i} max_tokens: expected 1 or more, got {request.max_tokens}"
+                )
+            if not 1 <= len(prompt) < self._context:
+                raise ValueError(
+                    f"request {i} prompt: expected 1 to {self._context - 1} tokens, "
+                    f"got {len(prompt)}"
+                )
+        used = {name for request in steering if request is not None for name, _ in request.sets}
+        loaded = {name: load_set(self._sets, name) for name in names if name in used}
+        residual = ResidualSteering(self._model, loaded)
+        generated: list[list[int]] = [[]] * len(requests)
+        with torch.inference_mode(), residual.attached():
+            # A generation ends where the context does, as in vLLM.
+            lengths = [
+                min(len(prompt) + request.max_tokens, self._context)
+                for prompt, request in zip(prompts, requests, strict=True)
+            ]
+            for batch in batches(lengths, self._max_batch_tokens, self._max_rows):
+                rows = self._run(
+                    [prompts[i] for i in batch],
+                    [lengths[i] - len(prompts[i]) for i in batch],
+                    [steering[i] for i in batch],
+                    residual,
+                    bias.rows(batch),
+                )
+                for i, row in zip(batch, rows, strict=True):
+                    generated[i] = row
+        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [
+            Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Drop the model; the runtime cannot be used afterwards."""
+        del self._model, self._tokenizer
+
+    def _run(
+        self,
+        prompts: list[list[int]],
+        budgets: list[int],
+        steering: list[SteeringRequest | None],
+        residual: ResidualSteering,
+        bias: Tensor | None,
+    ) -> list[list[int]]:
+        """Greedy decoding of one batch, with a KV cache; a row leaves when it is finished."""
+        tokens, real = left_pad(prompts, self._model.device)
+        residual.begin(steering, real.sum(1))
+        positions = positions_of(real)
+        budget = torch.tensor(budgets, device=tokens.device)
+        going = list(range(len(prompts)))
+        generated: list[list[int]] = [[] for _ in prompts]
+        cache: Any = None
+        while True:
+            residual.prepare(positions, real[:, -positions.shape[1] :])
+            output = self._model(
+                input_ids=tokens,
+                attention_mask=real.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            logits = output.logits[:, -1].float()
+            token = (logits if bias is None else logits + bias).argmax(-1)
+            for i, value in zip(going, token.tolist(), strict=True):
+                generated[i].append(value)
+            budget = budget - 1
+            kept = (~torch.isin(token, self._eos) & (budget > 0)).nonzero().squeeze(1)
+            if kept.numel() == 0:
+                return generated
+            if kept.numel() < len(going):
+                # The cache is copied by every step as it grows, so dropping rows costs one copy
+                # more at most.
+                cache.batch_select_indices(kept)
+                residual.select(kept)
+                going = [going[i] for i in kept.tolist()]
+                token, real, positions, budget = (x[kept] for x in (token, real, positions, budget))
+                bias = None if bias is None else bias[kept]
+            tokens = token[:, None]
+            real = torch.cat([real, real.new_ones(len(going), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+
+class _LogitBias:
+    """Dense biases, one row for each distinct dictionary; added to the raw logits, as vLLM does."""
+
+    def __init__(
+        self, biases: Sequence[Mapping[int, float] | None], vocabulary: int, device: torch.device
+    ) -> None:
+        distinct = {id(bias): bias for bias in biases if bias}
+        row = {key: i + 1 for i, key in enumerate(distinct)}  # row 0 is no bias
+        self._row = torch.tensor([row[id(b)] if b else 0 for b in biases], device=device)
+        self._table = torch.zeros(len(distinct) + 1, vocabulary, device=device)
+        for key, bias in distinct.items():
+            token = torch.tensor(list(bias), dtype=torch.long)
+            value = torch.tensor(list(bias.values()), dtype=torch.float32)
+            outside = (token < 0) | (token >= vocabulary)
+            if outside.any() or not value.isfinite().all():
+                raise ValueError(
+                    f"logit_bias: expected finite values for tokens 0 to {vocabulary - 1}, "
+                    f"got {dict(bias)}"
+                )
+            self._table[row[key], token.to(device)] = value.to(device)
+
+    def rows(self, batch: list[int]) -> Tensor | None:
+        """[rows, vocabulary] fp32 biases of these requests; None where there are none."""
+        row = self._row[batch]
+        return self._table[row] if bool((row > 0).any()) else None

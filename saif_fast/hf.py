@@ -1,0 +1,150 @@
+"""What we read of a transformers model and its tokenizer: blocks, token ids, residual streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """The config's own ``model_name``, else the hub name or directory that it was loaded from."""
+    name: str = getattr(model.config, "model_name", None) or model.config.name_or_path
+    return name
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same model, whatever organisation or directory holds it."""
+    # TransformerLens, and with it SAEs, call the hub's gpt2 gpt2-small.
+    names = {PurePath(name).name.lower().replace("gpt2-small", "gpt2") for name in (one, other)}
+    return len(names) == 1
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks of a model; the output of block N is ``resid_post`` of layer N.
+
+    Raises:
+        ValueError: the model is not a decoder whose blocks are one list.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    found = [
+        child
+        for child in model.get_decoder().children()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    if model.config.is_encoder_decoder or len(found) != 1:
+        raise ValueError(
+            f"model: expected a decoder-only model with one list of {num_layers} blocks, "
+            f"got {type(model).__name__}"
+        )
+    return found[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with exactly one BOS where the tokenizer adds one to plain text.
+
+    A chat template writes its own BOS into the text; it is not doubled here.
+    """
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    adds_bos = tokenizer("a")["input_ids"][:1] == [bos]
+    return [_with_one_bos(row, bos, adds_bos) for row in ids]
+
+
+def _with_one_bos(ids: list[int], bos: int, adds_bos: bool) -> list[int]:
+    start = 0
+    while start < len(ids) and ids[start] == bos:
+        start += 1
+    return [bos, *ids[start:]] if start or adds_bos else ids
+
+
+def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """Each text as a user's turn in the chat template, up to where the assistant's reply begins.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("chat: expected a tokenizer with a chat template, got one without")
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    rendered: list[str] = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    return rendered
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids [n, longest] int64 padded on the left, and the mask [n, longest] bool of them."""
+    longest = max(len(row) for row in rows)
+    # Any id will do as padding, since it is masked; 0 exists in every vocabulary.
+    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    real = torch.arange(longest) >= torch.tensor([[longest - len(row)] for row in rows])
+    return tokens.to(device), real.to(device)
+
+
+def positions_of(real: Tensor) -> Tensor:
+    """Position of each token in its own sequence: [n, tokens] int64, 0 on padding."""
+    return (real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def batches(
+    lengths: Sequence[int], max_tokens: int, max_rows: int | None = None
+) -> Iterator[list[int]]:
+    """Indices of each batch, sorted by length so that little is padded; one text at least.
+
+    Args:
+        lengths: tokens of each text.
+        max_tokens: of a batch, padding included.
+        max_rows: texts of a batch.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[i] > max_tokens):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def residuals(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], layers: Sequence[int], max_tokens: int
+) -> Iterator[tuple[list[int], Tensor, Tensor, dict[int, Tensor]]]:
+    """Run texts through the decoder, without its head, in batches of ``max_tokens`` with padding.
+
+    Yields:
+        Indices of the batch's texts, their token ids and mask (:func:`left_pad`), and by layer the
+        residual stream after the block, [batch, tokens, d_model] in the model's dtype.
+    """
+    hidden: dict[int, Tensor] = {}
+
+    def hook(layer: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            hidden[layer] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    blocks = decoder_layers(model)
+    for batch in batches([len(row) for row in ids], max_tokens):
+        tokens, real = left_pad([ids[i] for i in batch], model.device)
+        with ExitStack() as hooks, torch.no_grad():
+            for layer in layers:
+                hooks.callback(blocks[layer].register_forward_hook(hook(layer)).remove)
+            model.get_decoder()(
+                input_ids=tokens,
+                attention_mask=real.long(),
+                position_ids=positions_of(real),
+                use_cache=False,
+            )
+        yield batch, tokens, real, hidden

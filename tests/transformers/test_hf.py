@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from saif_fast import hf
+
+sys.path.insert(0, str(Path(__file__).parent))
+from random_model import N_LAYERS, tiny_model, tiny_tokenizer
+
+BOS = 1
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_template_that_writes_bos_gives_one(adds_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(adds_bos=adds_bos)
+    rows = hf.encode_texts(tokenizer, hf.chat_texts(tokenizer, ["w1 w2", "w3"]))
+    assert [row[0] for row in rows] == [BOS, BOS]
+    assert [row.count(BOS) for row in rows] == [1, 1]
+
+
+@pytest.mark.parametrize("adds_bos, count", [(True, 1), (False, 0)])
+def test_plain_text_gets_the_tokenizers_bos(adds_bos: bool, count: int) -> None:
+    (row,) = hf.encode_texts(tiny_tokenizer(adds_bos=adds_bos), ["w1 w2"])
+    assert row.count(BOS) == count and len(row) == 2 + count
+
+
+def test_no_template_is_an_error() -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        hf.chat_texts(tiny_tokenizer(chat=False), ["w1"])
+
+
+def test_padding_and_positions() -> None:
+    tokens, real = hf.left_pad([[5, 6, 7], [8]], torch.device("cpu"))
+    assert tokens[real].tolist() == [5, 6, 7, 8] and tokens[1, -1] == 8
+    assert hf.positions_of(real).tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_batches_hold_every_text_once_within_the_budget() -> None:
+    lengths = [7, 3, 9, 3, 30, 1, 8, 8]
+    found = list(hf.batches(lengths, max_tokens=18, max_rows=3))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) <= 3
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 18
+
+
+def test_decoder_layers() -> None:
+    model = tiny_model()
+    assert hf.decoder_layers(model) is model.model.layers and len(model.model.layers) == N_LAYERS
+    t5 = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2))
+    with pytest.raises(ValueError, match="decoder-only"):
+        hf.decoder_layers(t5)
+
+
+def test_the_configs_own_name_wins() -> None:
+    model = tiny_model()
+    model.config.name_or_path = "somewhere/model"
+    assert hf.model_name(model) == "somewhere/model"
+    model.config.model_name = "org/tiny"
+    assert hf.model_name(model) == "org/tiny"

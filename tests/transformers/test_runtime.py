@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saif_fast.latent_set import LatentSet
+from saif_fast.runtime import Generation, GenerationRequest
+from saif_transformers import TransformersRuntime, steer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from random_model import N_LAYERS, dense, edited, tiny_model, tiny_tokenizer
+
+PROMPTS = ("w1 w2 w3 w4 w5 w6", "w7", "w8 w9 w10", "w11 w12 w13 w14", "w15 w16")
+SETS = {
+    "live": edited(["clamp:3", "scale:2"], 0),
+    "add": edited(["add:3", "add:2"], N_LAYERS - 1),
+    "dense": dense(1),
+}
+SPECS: tuple[tuple[str | None, dict[str, Any]], ...] = (
+    ("live*0.7 + dense", {}),
+    (None, {}),
+    ("add", {"saif_scope": "all"}),
+    ("dense*2", {"saif_start": 1, "saif_stop": 4}),
+    ("live", {"saif_decay": "0.5,2"}),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def runtime(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> TransformersRuntime:
+    return TransformersRuntime(model, SETS, tokenizer=tokenizer)
+
+
+def requests(n: int = 15, max_tokens: int = 7) -> list[GenerationRequest]:
+    """Every prompt with every kind of request, in an order that mixes lengths."""
+    return [
+        GenerationRequest(
+            prompt=PROMPTS[i % len(PROMPTS)],
+            saif=SPECS[(i // 3) % len(SPECS)][0],
+            options=SPECS[(i // 3) % len(SPECS)][1],
+            max_tokens=max_tokens,
+        )
+        for i in range(n)
+    ]
+
+
+def by_generate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, request: GenerationRequest
+) -> list[int]:
+    inputs = tokenizer(request.prompt, return_tensors="pt", return_token_type_ids=False)
+    with steer(model, SETS, request.saif, **request.options if request.saif else {}):
+        output = model.generate(**inputs, max_new_tokens=request.max_tokens, do_sample=False)
+    return output[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_equals_generate_under_steer(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
+) -> None:
+    got = runtime.generate(requests())
+    expected = [by_generate(model, tokenizer, request) for request in requests()]
+    assert [generation.token_ids for generation in got] == expected
+    assert len({tuple(tokens) for tokens in expected}) > len(PROMPTS), "nothing was steered"
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 1}, {"max_rows": 4}, {"max_batch_tokens": 30}])
+def test_batches_change_nothing(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    runtime: TransformersRuntime,
+    options: dict[str, int],
+) -> None:
+    small = TransformersRuntime(model, SETS, tokenizer=tokenizer, **options)
+    assert small.generate(requests()) == runtime.generate(requests())
+
+
+def test_rows_stop_at_eos_and_at_their_own_budget(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
+) -> None:
+    full = [generation.token_ids for generation in runtime.generate(requests(5, 12))]
+    eos = full[0][3]
+    assert eos != tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [eos]
+    try:
+        stopping = TransformersRuntime(model, SETS, tokenizer=tokenizer)
+    finally:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    asked = [
+        GenerationRequest(prompt=r.prompt, saif=r.saif, options=r.options, max_tokens=12 - i)
+        for i, r in enumerate(requests(5))
+    ]
+    for i, generation in enumerate(stopping.generate(asked)):
+        budget = full[i][: 12 - i]
+        expected = budget[: budget.index(eos) + 1] if eos in budget else budget
+        assert generation.token_ids == expected, f"row {i}"
+
+
+def test_logit_bias_is_added_to_the_raw_logits(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
+) -> None:
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+    best, second = logits.topk(2).indices.tolist()
+    gap = (logits[best] - logits[second]).item()
+    first = [
+        generation.token_ids[0]
+        for generation in runtime.generate(
+            [
+                GenerationRequest(prompt=PROMPTS[0], logit_bias=bias, max_tokens=1)
+                for bias in (None, {second: gap * 0.99}, {second: gap * 1.01}, {best: -gap * 1.01})
+            ]
+        )
+    ]
+    assert first == [best, best, second, second]
+
+
+def test_text_and_order(runtime: TransformersRuntime, tokenizer: PreTrainedTokenizerFast) -> None:
+    got = runtime.generate(requests())
+    assert got == list(reversed(runtime.generate(list(reversed(requests())))))
+    for generation in got:
+        assert generation.text == tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+    assert runtime.generate([]) == []
+
+
+def test_a_generation_ends_with_the_context(runtime: TransformersRuntime) -> None:
+    never_eos = {2: -1e6}
+    asked = [
+        GenerationRequest(prompt="w1 " * n, max_tokens=9, logit_bias=never_eos)
+        for n in (62, 60, 50)
+    ]
+    assert [len(generation.token_ids) for generation in runtime.generate(asked)] == [1, 3, 9]
+
+
+def test_sets_are_looked_up_at_every_call(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sets: dict[str, LatentSet] = {}
+    runtime = TransformersRuntime(model, sets, tokenizer=tokenizer)
+    asked = [GenerationRequest(prompt=PROMPTS[0], saif="late", max_tokens=4)]
+    with pytest.raises(ValueError, match="late"):
+        runtime.generate(asked)
+    sets["late"] = SETS["add"]
+    late: list[Generation] = runtime.generate(asked)
+    sets["late"] = SETS["dense"]
+    assert runtime.generate(asked) != late
+
+
+def test_a_bos_in_the_prompt_is_not_doubled(runtime: TransformersRuntime) -> None:
+    once, twice = (GenerationRequest(prompt=text + PROMPTS[0]) for text in ("", "<bos> "))
+    assert runtime.generate([once]) == runtime.generate([twice])
+
+
+BAD = {
+    "too long": (GenerationRequest(prompt="w1 " * 63), "1 to 63 tokens"),
+    "no tokens": (GenerationRequest(prompt=PROMPTS[0], max_tokens=0), "max_tokens"),
+    "token": (GenerationRequest(prompt=PROMPTS[0], logit_bias={99: 1.0}), "tokens 0 to 45"),
+    "nan": (GenerationRequest(prompt=PROMPTS[0], logit_bias={1: float("nan")}), "finite"),
+    "set": (GenerationRequest(prompt=PROMPTS[0], saif="none"), "available"),
+    "option": (
+        GenerationRequest(prompt=PROMPTS[0], saif="add", options={"saif_stop": 0}),
+        "saif_stop",
+    ),
+}
+
+
+@pytest.mark.parametrize("request_, message", BAD.values(), ids=BAD)
+def test_bad_requests_are_refused(
+    runtime: TransformersRuntime, request_: GenerationRequest, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        runtime.generate([request_])
+
+
+def test_a_model_directory(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    runtime: TransformersRuntime,
+    tmp_path: Path,
+) -> None:
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = TransformersRuntime(tmp_path, SETS, device="cpu")
+    assert loaded.generate(requests()) == runtime.generate(requests())
+    loaded.close()
