@@ -1,0 +1,18 @@
+"""Which SAE latents make a model follow an instruction: from contrast pairs to a latent set."""
+
+from saif_fast.identify.activations import ActivationSet, collect, plain_texts
+from saif_fast.identify.pairs import ContrastPair, ContrastPairs, build_pairs, load_pairs
+from saif_fast.identify.statistics import LatentStatistics, diff_in_means, identify
+
+__all__ = [
+    "ActivationSet",
+    "ContrastPair",
+    "ContrastPairs",
+    "LatentStatistics",
+    "build_pairs",
+    "collect",
+    "diff_in_means",
+    "identify",
+    "load_pairs",
+    "plain_texts",
+]

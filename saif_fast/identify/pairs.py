@@ -1,0 +1,99 @@
+"""Contrast pairs: the same content with and without an instruction."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from saif_fast.tasks.prompts import POSITIONS, render
+
+PairPosition = Literal["post", "pre", "both"]
+
+
+class ContrastPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two prompts (user's turns, before the chat template) that differ in the instruction."""
+
+    positive: str  # with the instruction
+    negative: str  # without it
+    group: str = ""  # which wording of the instruction
+
+    def __post_init__(self) -> None:
+        if self.positive == self.negative:
+            raise ValueError(f"expected two different prompts, got {self.positive!r} twice")
+
+
+class ContrastPairs(msgspec.Struct, frozen=True):
+    """Pairs of one instruction and where they come from; ValueError where there are none."""
+
+    pairs: tuple[ContrastPair, ...]
+    wordings: tuple[str, ...] = ()
+    position: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ValueError("pairs: expected at least one, got none")
+        if len({pair.group for pair in self.pairs}) == 1:
+            warnings.warn(
+                "pairs: only one wording; latents may answer to it and not to the instruction",
+                stacklevel=3,  # who called build_pairs or load_pairs
+            )
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 over the pairs in order."""
+        return hashlib.sha256(msgspec.json.encode(self.pairs)).hexdigest()
+
+
+def build_pairs(
+    contents: Sequence[str],
+    wordings: Sequence[str],
+    *,
+    position: PairPosition = "post",
+    neutral: Sequence[str] = (),
+    others: Sequence[str] = (),
+    max_pairs: int | None = 256,
+    seed: int = 0,
+) -> ContrastPairs:
+    """Contents x wordings x positions, the negatives of each kind in turn.
+
+    A negative is the plain content, or the content with a ``neutral`` sentence or one of the
+    ``others`` (instructions) in the same position: were all of them plain, any appended sentence
+    would tell the two sides apart. Each wording is a group. ``seed`` draws the ``max_pairs``.
+    """
+    positions = [p for p in POSITIONS if position in (p, "both")]
+    if not positions:
+        raise ValueError(f"position: expected 'post', 'pre' or 'both', got {position!r}")
+    combinations = list(itertools.product(contents, wordings, positions))
+    random.Random(seed).shuffle(combinations)
+    kinds: list[Sequence[str | None]] = [kind for kind in ([None], neutral, others) if kind]
+    pairs = []
+    for i, (content, wording, where) in enumerate(combinations[:max_pairs]):
+        kind = kinds[i % len(kinds)]
+        sentence = kind[i // len(kinds) % len(kind)]
+        positive, negative = render(content, wording, where), render(content, sentence, where)
+        pairs.append(ContrastPair(positive, negative, group=wording))
+    return ContrastPairs(tuple(pairs), tuple(wordings), position, seed)
+
+
+def load_pairs(path: str | Path) -> ContrastPairs:
+    """Read lines of ``{"positive": ..., "negative": ..., "group": ...}``; errors name the line."""
+    pairs = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            pairs.append(msgspec.json.decode(line, type=ContrastPair))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    if not pairs:
+        raise ValueError(f"{path}: expected at least one pair, got none")
+    groups = dict.fromkeys(pair.group for pair in pairs if pair.group)
+    return ContrastPairs(tuple(pairs), wordings=tuple(groups))

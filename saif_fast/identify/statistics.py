@@ -1,0 +1,188 @@
+"""Which latents answer to an instruction and how strongly: counted once, latent sets at will."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from saif_fast import __version__, hf
+from saif_fast.edits import Edit
+from saif_fast.identify.activations import ActivationSet, collect
+from saif_fast.identify.pairs import ContrastPairs
+from saif_fast.latent_set import LatentSet
+from saif_fast.records import Latent, Provenance
+from saif_fast.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A latent active on more of the plain text's tokens than this is no sign of an instruction.
+MAX_DENSITY = 0.1
+_TOKENS_PER_CHUNK = 256  # bounds the [tokens, d_sae] activations in memory
+
+
+class Measured(NamedTuple):
+    """Per latent, [d_sae] fp32 in canonical units; sigmas divide by n."""
+
+    consistency: Tensor  # C_i, share of pairs with a(with) - a(without) > 0
+    mean_difference: Tensor  # mean over pairs of a(with) - a(without)
+    mean: Tensor  # mu over all positives
+    std: Tensor  # sigma over all positives
+    mean_active: Tensor  # the same over the positives on which it is active; 0 where there are none
+    std_active: Tensor
+    density: Tensor  # share of plain-text tokens on which it is active
+
+
+@dataclass(frozen=True, eq=False)
+class LatentStatistics:
+    """What one instruction does to the latents of one SAE."""
+
+    measured: Measured
+    sae: SparseAutoencoder
+    num_layers: int
+    provenance: Provenance
+    max_density: float
+
+    @classmethod
+    def compute(
+        cls,
+        sae: SparseAutoencoder,
+        activations: ActivationSet,
+        *,
+        max_density: float = MAX_DENSITY,
+        allow_mismatch: bool = False,
+    ) -> LatentStatistics:
+        """Encode the activations and count; calibrates a TopK SAE's threshold on them.
+
+        ``allow_mismatch`` takes an SAE of another model (a base model's, say), with a warning that
+        gives its fit; without it, and for an SAE of another width or layer, ValueError.
+        """
+        positive, negative, plain = (x.to(sae.W_enc.device) for x in activations.at(sae.layer))
+        if (width := positive.shape[1]) != sae.d_model:
+            raise ValueError(f"sae d_model: expected the model's {width}, got {sae.d_model}")
+        prompts = torch.cat([positive, negative])
+        variance, l0 = sae.explained_variance(prompts), sae.l0(prompts)
+        fit = f"explained variance {variance:.3f}, L0 {l0:.1f} on the pairs"
+        if sae.model_name and not hf.same_model(sae.model_name, activations.model_name):
+            clash = (
+                f"sae: expected one of {activations.model_name!r}, got one of {sae.model_name!r}"
+            )
+            if not allow_mismatch:
+                raise ValueError(f"{clash}; allow_mismatch takes it nevertheless")
+            warnings.warn(f"{clash}: {fit}", stacklevel=2)
+        notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_tokens": str(len(plain))}
+        if sae.k is not None and sae.calibration is None:
+            sae = sae.with_calibrated_threshold(torch.cat([prompts, plain]))
+        if sae.calibration is not None:
+            notes["threshold_disagreement"] = f"{sae.calibration.disagreement:.4f}"
+        return cls(
+            measured=_measure(sae, positive, negative, plain),
+            sae=sae,
+            num_layers=activations.num_layers,
+            provenance=_provenance("saif", activations, notes),
+            max_density=max_density,
+        )
+
+    @cached_property
+    def ranking(self) -> list[int]:
+        """Latents that rise and are not dense: by C_i, then mean difference, then index."""
+        found = (self.measured.mean_difference > 0) & (self.measured.density <= self.max_density)
+        consistency = self.measured.consistency.tolist()
+        difference = self.measured.mean_difference.tolist()
+        indices: list[int] = found.nonzero().squeeze(1).tolist()
+        return sorted(indices, key=lambda i: (-consistency[i], -difference[i], i))
+
+    def latent_set(
+        self, k: int = 15, beta: float = 0.0, over: Literal["positives", "actives"] = "positives"
+    ) -> LatentSet:
+        """The first k of the ranking (fewer where fewer rise), each added at mu + beta * sigma.
+
+        Cheap: no forward, no encode. mu and sigma are those ``over`` all positives, or ``over`` the
+        actives among them. ValueError for a k that the SAE lacks, or where no latent rises.
+        """
+        if not 1 <= k <= self.sae.d_sae:
+            raise ValueError(f"k: expected 1 to {self.sae.d_sae}, the SAE's latents, got {k}")
+        if not self.ranking:
+            raise ValueError("pairs: expected an instruction that changes sparse latents, got none")
+        columns = self.measured._asdict()
+        latents = []
+        mu, sigma = {"positives": ("mean", "std"), "actives": ("mean_active", "std_active")}[over]
+        for i in self.ranking[:k]:
+            row = {name: column[i].item() for name, column in columns.items()}
+            strength = row[mu] + beta * row[sigma]
+            latents.append(Latent(index=i, edit=Edit("add", strength), **row))
+        statistic = f"consistency; mu and sigma over {over}"
+        origin = msgspec.structs.replace(self.provenance, statistic=statistic, k=k, beta=beta)
+        return LatentSet.from_sae(self.sae, latents, num_layers=self.num_layers, provenance=origin)
+
+
+def identify(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sae: SparseAutoencoder,
+    pairs: ContrastPairs,
+    *,
+    k: int = 15,
+    beta: float = 0.0,
+    chat: bool | None = None,
+    allow_mismatch: bool = False,
+) -> LatentSet:
+    """SAIF (arXiv 2502.11356) in one call: :func:`collect`, then :class:`LatentStatistics`."""
+    activations = collect(model, tokenizer, pairs, [sae.layer], chat=chat)
+    statistics = LatentStatistics.compute(sae, activations, allow_mismatch=allow_mismatch)
+    return statistics.latent_set(k, beta)
+
+
+def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:
+    """The mean last-token residual with the instruction minus that without, as a dense vector."""
+    positive, negative, _ = activations.at(layer)
+    return LatentSet.from_vector(
+        positive.mean(0) - negative.mean(0),
+        layer=layer,
+        num_layers=activations.num_layers,
+        provenance=_provenance("diff_in_means", activations, {}),
+    )
+
+
+def _measure(sae: SparseAutoencoder, positive: Tensor, negative: Tensor, plain: Tensor) -> Measured:
+    higher, difference, total, squares, active, dense = torch.zeros(
+        6, sae.d_sae, dtype=torch.float64, device=positive.device
+    )
+    for start in range(0, len(positive), _TOKENS_PER_CHUNK):
+        chunk = slice(start, start + _TOKENS_PER_CHUNK)
+        a = sae.encode(positive[chunk]).double()
+        change = a - sae.encode(negative[chunk]).double()
+        higher += (change > 0).sum(0)
+        difference += change.sum(0)
+        total += a.sum(0)
+        squares += a.square().sum(0)
+        active += (a > 0).sum(0)
+    for tokens in torch.split(plain, _TOKENS_PER_CHUNK):
+        dense += (sae.encode(tokens) > 0).sum(0)
+    columns = [higher / len(positive), difference / len(positive)]
+    # Inactive positives are 0 in both sums, so that over the actives only the divisor differs.
+    for count in (torch.full_like(active, len(positive)), active.clamp(min=1)):
+        mean = total / count
+        columns += [mean, (squares / count - mean.square()).clamp(min=0).sqrt()]
+    return Measured(*(c.float().cpu() for c in (*columns, dense / max(len(plain), 1))))
+
+
+def _provenance(method: str, activations: ActivationSet, notes: dict[str, str]) -> Provenance:
+    pairs = activations.pairs
+    return Provenance(
+        method=method,
+        model=activations.model_name,
+        wordings=list(pairs.wordings),
+        position=pairs.position,
+        n_pairs=len(pairs.pairs),
+        data_hash=pairs.data_hash,
+        seed=pairs.seed,
+        version=__version__,
+        notes={"chat": str(activations.chat).lower(), **notes},
+    )

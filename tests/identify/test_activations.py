@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saif_fast import hf
+from saif_fast.identify import ActivationSet, ContrastPair, ContrastPairs, collect, plain_texts
+
+PAIRS = ContrastPairs(
+    (
+        ContrastPair("w1 w2 w3", "w1", "a"),
+        ContrastPair("w4", "w5 w6 w7 w8", "b"),
+        ContrastPair("w9 w10", "w1", "b"),  # a negative that comes twice
+    )
+)
+PLAIN = ("w1 w2 w3 w4 w5", "w6", "w7 w8")
+LAYERS = (0, N_LAYERS - 1)
+
+
+def read(chat: bool | None, batch_tokens: int = 8192, adds_bos: bool = True) -> ActivationSet:
+    return collect(
+        tiny_model(),
+        tiny_tokenizer(adds_bos=adds_bos),
+        PAIRS,
+        LAYERS,
+        chat=chat,
+        plain=PLAIN,
+        batch_tokens=batch_tokens,
+    )
+
+
+def alone(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, layer: int
+) -> torch.Tensor:
+    """The residual stream of one text, run by itself: [tokens, d_model]."""
+    seen: list[torch.Tensor] = []
+    handle = model.model.layers[layer].register_forward_hook(
+        lambda module, args, output: seen.append(output)
+    )
+    with torch.no_grad():
+        model(torch.tensor(hf.encode_texts(tokenizer, [text])))
+    handle.remove()
+    return seen[0][0]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 12, 8192])
+@pytest.mark.parametrize("chat", [True, False])
+def test_batches_with_padding_equal_texts_alone(chat: bool, batch_tokens: int) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    activations = read(chat, batch_tokens)
+    for layer in LAYERS:
+        for i, pair in enumerate(PAIRS.pairs):
+            for side, text in (("positive", pair.positive), ("negative", pair.negative)):
+                prompt = hf.chat_texts(tokenizer, [text])[0] if chat else text
+                expected = alone(model, tokenizer, prompt, layer)[-1]
+                got = getattr(activations, side)[layer][i]
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_text_is_every_token_but_bos() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    got = read(None).plain[0]
+    rows = [alone(model, tokenizer, text, 0)[1:] for text in sorted(PLAIN, key=len)]
+    torch.testing.assert_close(got, torch.cat(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tokenizer_without_bos_loses_no_token() -> None:
+    assert read(False, adds_bos=False).plain[0].shape == (8, D_MODEL)
+
+
+def test_the_template_is_used_where_there_is_one() -> None:
+    assert read(None).chat and not read(False).chat
+    assert torch.equal(read(None).positive[0], read(True).positive[0])
+    assert not torch.allclose(read(None).positive[0], read(False).positive[0])
+
+
+def test_no_hook_stays_behind() -> None:
+    model = tiny_model()
+    collect(model, tiny_tokenizer(), PAIRS, LAYERS, plain=PLAIN)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_bad_layers_are_refused() -> None:
+    for layer in (-1, N_LAYERS):
+        with pytest.raises(ValueError, match=f"expected 0 to {N_LAYERS - 1}, got {layer}"):
+            collect(tiny_model(), tiny_tokenizer(), PAIRS, [layer])
+    with pytest.raises(ValueError, match=r"expected one of \[0, 2\], got 1"):
+        read(False).at(1)
+
+
+def test_the_built_in_plain_text() -> None:
+    texts = plain_texts()
+    assert len(texts) >= 40 and len(set(texts)) == len(texts)
+    assert all(20 < len(text) < 200 for text in texts)
