@@ -1,0 +1,93 @@
+# The front door: `make help`. Every target sets up what it needs, once, in .venv.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# CPython 3.11-3.13; PYTHON=... overrides. Each is run, as pyenv's shims exist without a Python.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+  "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+    && { echo "$$python"; break; }; done)
+
+# The locks are for Linux x86_64: cuda where nvidia-smi works, else cpu (LOCK=... overrides).
+ifeq ($(shell uname -sm),Linux x86_64)
+LOCK ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+else
+LOCK ?= none
+endif
+DEMO_FLAGS ?= $(if $(filter none,$(LOCK)),--runtime transformers)
+
+LOCKED := $(VENV)/.locked-$(LOCK)
+INSTALLED := $(VENV)/.installed
+
+# One line a package from pip's log.
+PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
+  /^Installing/ { print "  installing them"; fflush() }'
+
+.PHONY: help setup demo test test-all lint bench tiny-model lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED) ## Create .venv with the pinned packages and this repository (the other targets do it)
+
+ifeq ($(LOCK),none)
+$(LOCKED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "saif-fast needs CPython 3.11-3.13: make PYTHON=..." >&2; exit 1; }
+	@echo "[1/2] No lock for this system: saif-fast with its Transformers runtime, no vLLM (untested)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install hatchling editables -e '.[identify,report,dev]'
+	@touch $@
+else
+# The stamp is a copy of the lock, so a checkout that only touches the file installs nothing.
+$(LOCKED): locks/$(LOCK).txt
+	@test -n "$(PYTHON)" || { echo "saif-fast needs CPython 3.11-3.13: make PYTHON=..." >&2; exit 1; }
+	@if cmp -s $< $@; then touch $@; exit; fi; \
+	echo "[1/2] $$(grep -c == $<) packages of locks/$(LOCK).txt into $(VENV), with $$($(PYTHON) -V)"; \
+	$(PYTHON) -m venv --clear $(VENV); \
+	$(PY) -m pip install --no-deps --no-compile --disable-pip-version-check \
+	  --log $(VENV)/pip.log -r $< 2>$(VENV)/pip.err | $(PROGRESS) || { \
+	    grep -Ev '^WARNING|Ignored the following' $(VENV)/pip.err >&2 || true; \
+	    echo "The install failed; $(VENV)/pip.log has the whole story." >&2; \
+	    if grep -q 'torch==.*+cpu' $(VENV)/pip.err; then \
+	      echo "torch's CPU build is not on the default package index: set PIP_EXTRA_INDEX_URL" \
+	        "to PyTorch's CPU index (README, \"Install\") and run make again." >&2; fi; \
+	    exit 1; }; \
+	cp $< $@
+endif
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@echo "[2/2] saif-fast itself, editable"
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check -e .
+	@touch $@
+
+demo: setup ## Find latents, steer a real vLLM with them, print the table (the README's first command)
+	@$(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
+	$(PY) -m saif_fast.demo --output build/demo $(DEMO_FLAGS)
+
+test: setup ## All tests but the slow ones, quick ones first (the README's second command)
+	$(PY) -m pytest -m "not slow"
+
+test-all: setup ## All tests
+	$(PY) -m pytest
+
+lint: setup ## ruff, and mypy --strict on the packages
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup ## Benchmarks: the steering op, and steered against plain generation in vLLM
+	$(PY) -m pytest bench --benchmark-only
+
+tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
+	$(PY) -m saif_fast.embedded.build
+
+lock: setup ## Derive locks/*.txt anew from package metadata (CPython 3.11)
+	$(PY) locks/update.py
+
+clean: ## Remove .venv, build outputs and caches
+	rm -rf $(VENV) build dist .benchmarks .mypy_cache .pytest_cache .ruff_cache .hypothesis
