@@ -1,0 +1,75 @@
+"""The built-in tasks: every format of the embedded corpus, on shared contents."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+
+from saif_fast.embedded.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
+from saif_fast.embedded.lexicon import KEYWORD, NOUNS
+from saif_fast.tasks.scorers import (
+    AnyWordFrom,
+    Contains,
+    ExactTarget,
+    JsonObject,
+    MaxWords,
+    Repeated,
+    Scorer,
+    UpperCase,
+    WordsFrom,
+)
+from saif_fast.tasks.task import Task
+from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
+
+N_IDENTIFY, N_SELECT, N_REPORT = 220, 60, 200
+_SPLIT_SEED = 2025
+
+FORMS: dict[str, Scorer] = {
+    "french": WordsFrom(vocabulary("french")),
+    "german": WordsFrom(vocabulary("german")),
+    "upper_case": UpperCase(),
+    "json": JsonObject(),
+    "one_word": MaxWords(1),
+    "keyword": Contains(KEYWORD),
+    "twice": Repeated(2),
+    "past": AnyWordFrom(
+        frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
+    ),
+}
+
+
+@functools.cache
+def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, ...]]:
+    """Scenes to identify (open to training), select and report (both held out of training)."""
+    rng = random.Random(_SPLIT_SEED)
+    identify = draw_scenes(rng, N_IDENTIFY, held_out=False)
+    unseen = draw_scenes(rng, N_SELECT + N_REPORT, held_out=True)
+    return tuple(identify), tuple(unseen[:N_SELECT]), tuple(unseen[N_SELECT:])
+
+
+@functools.cache
+def builtin_task(name: str) -> Task:
+    """A built-in task by name; KeyError if there is none."""
+    identify, select, report = (
+        tuple(scene.content for scene in scenes) for scenes in split_scenes()
+    )
+    return Task(
+        name=name,
+        wordings=WORDINGS[name],
+        scorer=ExactTarget(_target(FORMATS[name]), FORMS[name]),
+        identify=identify,
+        select=select,
+        report=report,
+        neutral=NEUTRAL,
+        others=tuple(
+            wording.text
+            for other, wordings in WORDINGS.items()
+            if other != name
+            for wording in wordings
+        ),
+    )
+
+
+def _target(reply: Callable[[Scene], str]) -> Callable[[str], str]:
+    return lambda content: reply(parse(content))
