@@ -78,7 +78,9 @@ BAD = [
     pytest.param({"saif": "french", "saif_start": 1.5}, "saif_start", id="fraction"),
     pytest.param({"saif": "french", "saif_start": math.inf}, "saif_start", id="infinite-start"),
     pytest.param({"saif": "french", "saif_stop": OPEN_STOP + 1}, "saif_stop", id="huge"),
-    pytest.param({"saif": "french", "saif_start": 3, "saif_stop": 3}, "saif_stop: .* 4", id="order"),
+    pytest.param(
+        {"saif": "french", "saif_start": 3, "saif_stop": 3}, "saif_stop: .* 4", id="order"
+    ),
     pytest.param({"saif": "french", "saif_decay": -1}, "saif_decay", id="negative-decay"),
     pytest.param({"saif": "french", "saif_decay": "1,2,3"}, "saif_decay", id="long-decay"),
     pytest.param({"saif": "french", "saif_decay": "nan"}, "saif_decay", id="nan-decay"),

@@ -1,0 +1,5 @@
+"""``python -m saif_fast.cli``, where the console script is not on the path."""
+
+from saif_fast.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""``saif eval``: the table of SAIF beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saif_fast.cli.app import out, say
+from saif_fast.cli.generate import RuntimeName, RuntimeOption
+from saif_fast.cli.loading import load_model, load_sae, start_runtime
+from saif_fast.latent_set import LatentSet
+from saif_fast.runtime import Runtime
+from saif_fast.tasks import get_task
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
+    sae: Annotated[
+        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
+    ],
+    task: Annotated[
+        list[str], typer.Option(help="A task's name or 'module:attribute'; repeat it.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Another layer's SAE, for rows of its own; repeat it.")
+    ] = None,
+    runtime: RuntimeOption = RuntimeName.transformers,
+    select: Annotated[
+        int | None, typer.Option(min=1, help="Select contents that are used; all of them.")
+    ] = None,
+    report: Annotated[
+        int | None, typer.Option(min=1, help="Report contents that are used; all of them.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
+    ] = None,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Take an SAE of another model of this shape.")
+    ] = False,
+) -> None:
+    """Compare SAIF with prompting, other vectors, logit biases and chance, by equal searches."""
+    from saif_fast.evaluate.results import tables, write_results
+    from saif_fast.evaluate.study import Search, Subject, choose
+    from saif_fast.evaluate.study import report as run_report
+
+    tasks = {name: get_task(name) for name in task}
+    main, others = load_sae(sae), [load_sae(other) for other in also or []]
+    loaded, tokenizer = load_model(model)
+    subject = Subject(
+        loaded,
+        tokenizer,
+        main,
+        {f"layer{other.layer}": other for other in others},
+        chat=chat,
+        allow_mismatch=allow_mismatch,
+    )
+    search, name = Search(), (runtime or RuntimeName.transformers).value
+    choices = {}
+    for task_name, chosen in tasks.items():
+        say(f"{task_name}: choosing among {search.size} candidates of every method")
+        choices[task_name] = choose(chosen, subject, search, select)
+
+    def open_with(sets: Mapping[str, LatentSet]) -> Runtime:
+        if name == RuntimeName.transformers.value:
+            return subject.open(sets)  # the model is loaded already
+        return start_runtime(name, model, sets)
+
+    rows, _ = run_report(choices, tasks, subject, name, open_with, report)
+    for shown in tables(rows, f"{model} on report contents ({name})", out.width):
+        out.print(shown)
+    if output is not None:
+        write_results(rows, output)
+        say(f"wrote {output}")

@@ -1,0 +1,113 @@
+"""``saif identify``: from contrast pairs to a latent set."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saif_fast.cli.app import out, say
+from saif_fast.cli.loading import as_task, builtin_contents, load_model, load_sae, read_lines
+from saif_fast.tasks import Task
+
+
+class Position(StrEnum):
+    """Where the instruction stands relative to the content."""
+
+    post = "post"
+    pre = "pre"
+    both = "both"
+
+
+def identify(
+    model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
+    sae: Annotated[
+        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The latent set to write.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help='JSON lines {"positive", "negative", "group"}.')
+    ] = None,
+    instruction: Annotated[
+        list[str] | None,
+        typer.Option(help="A task's name, or the instruction's text; repeat it for more wordings."),
+    ] = None,
+    contents: Annotated[
+        str | None, typer.Option(help="File of contents, one a line; '-' is stdin.")
+    ] = None,
+    position: Position = Position.post,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Latents in the set.")] = 15,
+    beta: Annotated[float, typer.Option(help="Strength mu + beta * sigma.")] = 0.0,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose k and beta on the task's select contents.")
+    ] = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Take an SAE of another model of this shape.")
+    ] = False,
+) -> None:
+    """Find the latents that make a model follow an instruction."""
+    from saif_fast.identify import LatentStatistics, build_pairs, collect, load_pairs
+
+    if (pairs is None) == (not instruction):
+        raise ValueError("identify: expected either --pairs or --instruction")
+    if pairs is not None and contents is not None:
+        raise ValueError("--contents: expected with --instruction, got it with --pairs")
+    named = as_task(instruction[0]) if instruction and len(instruction) == 1 else None
+    if auto and named is None:
+        raise ValueError(
+            "--auto: expected --instruction with the name of a task, which scores replies"
+        )
+    if pairs is not None:
+        contrast = load_pairs(pairs)
+    else:
+        given: dict[str, Any] = {"contents": builtin_contents(), "wordings": instruction}
+        if named is not None:
+            given = _of_task(named)
+        if contents is not None:
+            given["contents"] = read_lines(contents, "--contents")
+        contrast = build_pairs(position=position.value, **given)
+    read = load_sae(sae)
+    loaded, tokenizer = load_model(model)
+    activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
+    statistics = LatentStatistics.compute(read, activations, allow_mismatch=allow_mismatch)
+    if auto and named is not None:
+        from saif_fast.evaluate.study import Search, Subject, tune
+
+        if contents is not None:
+            _check_disjoint(given["contents"], named)
+        choice = tune(named, Subject(loaded, tokenizer, read, chat=chat), statistics, Search())
+        found = choice.candidate.latent_set
+        assert found is not None
+        say(
+            f"chose {choice.candidate.parameters} with {choice.selected.strict} of "
+            f"{choice.selected.n} select contents strictly right"
+        )
+    else:
+        found = statistics.latent_set(k, beta)
+    found.save(output)
+    out.print(found.describe(), markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {output}")
+
+
+def _of_task(task: Task) -> dict[str, Any]:
+    return {
+        "contents": task.identify,
+        "wordings": [wording.text for wording in task.wordings],
+        "neutral": task.neutral,
+        "others": task.others,
+    }
+
+
+def _check_disjoint(contents: list[str], task: Task) -> None:
+    shared = sorted(set(contents) & {*task.select, *task.report})
+    if shared:
+        raise ValueError(
+            f"--contents: expected none that task {task.name!r} selects or reports on, "
+            f"got {len(shared)} of them, such as {shared[0]!r}"
+        )

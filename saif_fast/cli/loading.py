@@ -1,0 +1,111 @@
+"""What command-line arguments name: models, SAEs, tasks, prompts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saif_fast import embedded
+from saif_fast.cli.app import quiet
+from saif_fast.runtime import Runtime, Sets, open_runtime
+from saif_fast.sae import SparseAutoencoder
+from saif_fast.tasks import Task, get_task, task_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+
+
+def model_source(model: str) -> str:
+    """The directory or hub name that ``--model`` means; ``embedded`` is the shipped model."""
+    return str(embedded.model_path()) if model == EMBEDDED else model
+
+
+def load_sae(source: str) -> SparseAutoencoder:
+    """The SAE that ``--sae`` means: a directory, RELEASE:ID, ``embedded``, ``embedded:middle``."""
+    name, _, which = source.partition(":")
+    if name == EMBEDDED:
+        if which not in ("", "last", "middle"):
+            raise ValueError(f"sae: expected embedded:last or embedded:middle, got {source!r}")
+        return SparseAutoencoder.from_saelens(
+            embedded.sae_path("middle" if which == "middle" else "last")
+        )
+    return SparseAutoencoder.from_saelens(source)
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer."""
+    quiet()
+    from transformers import AutoTokenizer
+
+    return _loaded(AutoTokenizer, model)
+
+
+def load_model(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The transformers model in its stored dtype, on a GPU if there is one, and its tokenizer."""
+    quiet()
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded = _loaded(AutoModelForCausalLM, model, dtype="auto")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return loaded.to(device).eval(), load_tokenizer(model)
+
+
+def count_layers(model: str) -> int:
+    """Decoder blocks of a model, from its config alone."""
+    quiet()
+    from transformers import AutoConfig
+
+    layers: int = _loaded(AutoConfig, model).get_text_config().num_hidden_layers
+    return layers
+
+
+def _loaded(kind: Any, model: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(model_source(model), **options)
+    except (OSError, ValueError) as error:
+        # transformers explains itself over several lines; the first says what is wrong.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model: {model!r} cannot be loaded: {reason}") from error
+
+
+def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
+    """Start a runtime for the model that ``--model`` names."""
+    quiet()
+    try:
+        return open_runtime(name, model_source(model), sets)
+    except RuntimeError as error:  # vLLM's own, and our plugin's refusal of a vLLM it does not know
+        raise ValueError(f"runtime {name}: did not start: {error}") from error
+
+
+def as_task(name: str) -> Task | None:
+    """The task a single ``--instruction`` names, or None where it is the text of an instruction."""
+    module, colon, attribute = name.partition(":")
+    own = bool(colon) and attribute.isidentifier() and module.replace(".", "_").isidentifier()
+    return get_task(name) if own or name in task_names() else None
+
+
+def builtin_contents() -> tuple[str, ...]:
+    """Contents for instructions that come without their own."""
+    return get_task(task_names()[0]).identify
+
+
+def read_lines(path: str, argument: str) -> list[str]:
+    """Non-empty lines of a file, or of stdin for ``-``.
+
+    Raises:
+        ValueError: there is none, or the file is not text.
+    """
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{argument} {path}: expected UTF-8 text, got {error.reason}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{argument} {path}: expected at least one line, got none")
+    return lines

@@ -1,0 +1,182 @@
+"""``saif make``, ``saif inspect``, ``saif export``: latent sets without generating anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saif_fast import hf
+from saif_fast.cli.app import out, quiet, say
+from saif_fast.cli.loading import (
+    EMBEDDED,
+    builtin_contents,
+    count_layers,
+    load_model,
+    load_sae,
+    model_source,
+)
+from saif_fast.edits import Edit
+from saif_fast.latent_set import LatentSet
+from saif_fast.records import Latent, Provenance
+from saif_fast.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_N_CONTENTS = 64  # on which a constant's shift of the logits is averaged
+
+
+def make(
+    sae: Annotated[
+        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
+    ],
+    latent: Annotated[
+        list[str], typer.Option(help="INDEX=EDIT, such as 622=clamp:80 or 17=ablate; repeat it.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The latent set to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="The SAE's model, of which only the config is read.")
+    ] = None,
+    num_layers: Annotated[int | None, typer.Option(min=1, help="Instead of --model.")] = None,
+) -> None:
+    """Build a latent set by hand."""
+    latents = [_parse_latent(text) for text in latent]
+    read = load_sae(sae)
+    made = LatentSet.from_sae(
+        read,
+        latents,
+        num_layers=num_layers or _layers_of(read, model),
+        provenance=Provenance(method="made", model=read.model_name),
+    )
+    made.save(output)
+    out.print(made.describe(), markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {output}")
+
+
+def _parse_latent(text: str) -> Latent:
+    index, equals, edit = text.partition("=")
+    if not equals or not index.strip().isdecimal():
+        raise ValueError(f"--latent: expected INDEX=EDIT such as 622=clamp:80, got {text!r}")
+    return Latent(index=int(index), edit=Edit.parse(edit))
+
+
+def _layers_of(sae: SparseAutoencoder, model: str | None) -> int:
+    source = model or _known_model(sae.model_name)
+    if source is None:
+        raise ValueError(
+            f"--model: expected the model of SAE {sae.name} (or --num-layers), since "
+            f"{sae.model_name!r} is not found on this machine"
+        )
+    return count_layers(source)
+
+
+def _known_model(name: str | None) -> str | None:
+    """What ``--model`` would be for a recorded model name, where it is found without a download."""
+    if name is None or Path(name).is_dir():
+        return name
+    quiet()
+    from transformers import AutoConfig
+
+    shipped = AutoConfig.from_pretrained(model_source(EMBEDDED))
+    if name == getattr(shipped, "model_name", None):
+        return EMBEDDED
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return name
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A latent set.")],
+    model: Annotated[
+        str | None, typer.Option(help="For the promoted tokens; found by itself if it is local.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Promoted tokens of each latent.")] = 8,
+) -> None:
+    """Show latents, statistics, edits, promoted tokens and provenance."""
+    latent_set = LatentSet.load(file)
+    out.print(latent_set.describe(), markup=False, highlight=False, soft_wrap=True)
+    source = model or _known_model(latent_set.provenance.model)
+    if source is None:
+        say("promoted tokens are left out: give --model to see them")
+        return
+    loaded, tokenizer = load_model(source)
+    _check(latent_set, loaded)
+    for line in _promoted(latent_set, loaded, tokenizer, tokens):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _promoted(
+    latent_set: LatentSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int
+) -> list[str]:
+    from saif_fast.logit_bias import Unembedding
+
+    unembedding = Unembedding(model)
+    lines = ["promoted tokens (logit lens):"]
+    for tensors in latent_set.sites:
+        rows = {
+            f"latent {latent.index}": row
+            for latent, row in zip(tensors.site.latents, tensors.W_dec, strict=True)
+        }
+        constant = latent_set.compile(tensors.site.layer).vector
+        if constant.any():
+            rows["what is always added"] = constant
+        for name, row in rows.items():
+            raised, _ = unembedding.promoted(row, n)
+            shown = " ".join(repr(tokenizer.decode([token])) for token in raised)
+            lines.append(f"  layer {tensors.site.layer} {name}: {shown}")
+    return lines
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="A latent set: constant, at the last layer.")],
+    logit_bias: Annotated[int, typer.Option(min=1, help="How many tokens, those raised most.")],
+    model: Annotated[
+        str | None, typer.Option(help="Its model; found by itself if it is local.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Strength of the set.")] = 1.0,
+) -> None:
+    """Print the set as an OpenAI logit_bias, {token id: bias}, which it nearly is."""
+    from saif_fast.logit_bias import API_LIMIT, Unembedding, clamped, largest, last_residuals
+
+    latent_set = LatentSet.load(file)
+    if not latent_set.is_last_layer_constant:
+        raise ValueError(
+            f"{file}: only a constant at the last layer ({latent_set.num_layers - 1}) is nearly a "
+            f"logit bias, and this set edits {_what(latent_set)}"
+        )
+    source = model or _known_model(latent_set.provenance.model)
+    if source is None:
+        raise ValueError(
+            f"--model: expected the set's model, since {latent_set.provenance.model!r} is not "
+            "found on this machine"
+        )
+    loaded, tokenizer = load_model(source)
+    _check(latent_set, loaded)
+    (layer,) = latent_set.layers
+    prompts = list(builtin_contents()[:_N_CONTENTS])
+    if tokenizer.chat_template is not None:
+        prompts = hf.chat_texts(tokenizer, prompts)
+    residual = last_residuals(loaded, tokenizer, prompts)
+    vector = strength * latent_set.compile(layer).vector
+    # Raised tokens: with as few as these they steer better than the largest of both signs.
+    bias = largest(Unembedding(loaded).shift(vector, residual), logit_bias, raised=True)
+    if clamped(bias) != bias:
+        say(f"warning: biases beyond {API_LIMIT:g} were clamped, as the API asks")
+    typer.echo(json.dumps({str(token): round(value, 4) for token, value in clamped(bias).items()}))
+
+
+def _what(latent_set: LatentSet) -> str:
+    live = [layer for layer, count in latent_set.n_live.items() if count]
+    if live:
+        return f"latents by their activation at layer {live[0]}"
+    return f"layer {', '.join(str(layer) for layer in latent_set.layers)}"
+
+
+def _check(latent_set: LatentSet, model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    latent_set.check_model(config.hidden_size, config.num_hidden_layers)

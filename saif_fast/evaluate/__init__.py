@@ -1,0 +1,1 @@
+"""Which method makes a model follow an instruction: equal searches, disjoint contents."""

@@ -1,0 +1,60 @@
+"""Counts of scored replies and their Wilson intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from saif_fast.tasks import Score
+
+Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+class Interval(NamedTuple):
+    """Bounds of a proportion, both in [0, 1]."""
+
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> Interval:
+    """Wilson score interval of ``successes`` out of ``n``, without continuity correction.
+
+    It stays inside [0, 1] and has a width at 0 and n successes too, unlike the normal interval.
+
+    Raises:
+        ValueError: n < 1, or successes outside 0 .. n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes: expected 0 to n with n >= 1, got {successes} of {n}")
+    rate, squared = successes / n, z * z / n
+    centre = (rate + squared / 2) / (1 + squared)
+    half = z * math.sqrt((rate * (1 - rate) + squared / 4) / n) / (1 + squared)
+    # The bounds are exact at the ends; subtracting leaves 1e-18 instead of 0.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+class Tally(NamedTuple):
+    """How many of ``n`` replies were strictly and loosely right."""
+
+    strict: int
+    loose: int
+    n: int
+
+    @classmethod
+    def of(cls, scores: Iterable[Score]) -> Tally:
+        """Count scores; a strict success is expected to be a loose one as well."""
+        listed = list(scores)
+        return cls(
+            sum(score.strict for score in listed),
+            sum(score.loose for score in listed),
+            len(listed),
+        )
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson 95 % interval of the strict rate."""
+        return wilson(self.strict, self.n)

@@ -1,0 +1,261 @@
+"""The whole comparison: identify on one set of contents, choose on a second, report on a third."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from saif_fast.edits import EditKind
+from saif_fast.evaluate.engine import Choice, Opener, Prompter, Reply, Trial, run, select
+from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.methods import (
+    Method,
+    check_equal_search,
+    log_grid,
+    prompted,
+    strengths,
+    unsteered,
+)
+from saif_fast.evaluate.results import Row
+from saif_fast.evaluate.rows import (
+    bias_rows,
+    constant,
+    noise_vectors,
+    projections,
+    random_latents,
+    saif_grid,
+)
+from saif_fast.hf import chat_texts
+from saif_fast.identify import (
+    ActivationSet,
+    LatentStatistics,
+    build_pairs,
+    collect,
+    diff_in_means,
+)
+from saif_fast.latent_set import LatentSet
+from saif_fast.logit_bias import Unembedding, centred
+from saif_fast.runtime import Runtime, open_runtime
+from saif_fast.sae import SparseAutoencoder
+from saif_fast.tasks import Task, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCOPES = ("generated", "all")
+LIVE_EDITS: tuple[EditKind, ...] = ("at_least", "clamp")
+# vLLM's V2 model runner takes no more biases in a request; full-vocabulary rows run elsewhere.
+MAX_BIASES = 1024
+
+
+@dataclass(frozen=True)
+class Search:
+    """How many candidates every method gets: ``len(ks) * len(betas)``, 60 unless changed.
+
+    Raises:
+        ValueError: fewer than 20 random draws, or numbers that cannot be divided evenly.
+    """
+
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30)
+    betas: tuple[float, ...] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+    norms: tuple[float, ...] = (0.5, 1.0, 2.0)  # of random latents and noise, times SAIF's own
+    strengths: tuple[float, float] = (0.1, 10.0)  # of dense vectors, times their own length
+    biases: tuple[float, float] = (0.5, 50.0)  # largest absolute bias, in logits
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 20 or self.draws * len(self.norms) != self.size or len(self.ks) % 2:
+            raise ValueError(
+                f"search: expected an even number of k and at least 20 draws for each norm, got "
+                f"{len(self.ks)} k x {len(self.betas)} beta over {len(self.norms)} norms"
+            )
+
+    @property
+    def size(self) -> int:
+        """Candidates of every tuned method."""
+        return len(self.ks) * len(self.betas)
+
+    @property
+    def draws(self) -> int:
+        """Random draws at each norm."""
+        return self.size // len(self.norms)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is studied: a loaded model, the table's SAE, and others that get rows of their own.
+
+    The random, noise and logit-bias rows are read off the set chosen with ``sae``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sae: SparseAutoencoder
+    others: Mapping[str, SparseAutoencoder] = field(default_factory=dict)
+    chat: bool | None = None  # apply the chat template; None = if the tokenizer has one
+    allow_mismatch: bool = False  # take SAEs of another model
+
+    @property
+    def prompter(self) -> Prompter:
+        """Content and instruction to the text the model reads."""
+        templated = self.tokenizer.chat_template is not None
+        if not (templated if self.chat is None else self.chat):
+            return render
+        return lambda content, instruction: chat_texts(
+            self.tokenizer, [render(content, instruction)]
+        )[0]
+
+    def open(self, sets: Mapping[str, LatentSet]) -> Runtime:
+        """The Transformers runtime on the loaded model: quick to start, sets in memory."""
+        model: Any = self.model
+        return open_runtime("transformers", model, sets, tokenizer=self.tokenizer)
+
+
+def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
+    """Activations of the task's pairs at every SAE's layer and at the last one."""
+    pairs = build_pairs(
+        task.identify,
+        [wording.text for wording in task.wordings],
+        neutral=task.neutral,
+        others=task.others,
+        seed=seed,
+    )
+    last = subject.model.config.get_text_config().num_hidden_layers - 1
+    layers = {last, subject.sae.layer, *(sae.layer for sae in subject.others.values())}
+    return collect(subject.model, subject.tokenizer, pairs, sorted(layers), chat=subject.chat)
+
+
+def measure(
+    sae: SparseAutoencoder, subject: Subject, activations: ActivationSet
+) -> LatentStatistics:
+    """What the instruction does to the latents of one of the subject's SAEs."""
+    return LatentStatistics.compute(sae, activations, allow_mismatch=subject.allow_mismatch)
+
+
+def tune(
+    task: Task,
+    subject: Subject,
+    statistics: LatentStatistics,
+    search: Search,
+    n_select: int | None = None,
+) -> Choice:
+    """SAIF's k and beta for a task, chosen on its select contents."""
+    grid = saif_grid("saif", statistics, search.ks, search.betas)
+    (choice,) = select(task, [grid], task.select[:n_select], subject.prompter, subject.open)
+    return choice
+
+
+def choose(
+    task: Task, subject: Subject, search: Search, n_select: int | None = None
+) -> list[Choice]:
+    """The best candidate of every row on the task's (first ``n_select``) select contents."""
+    activations = identify(task, subject, search.seed)
+    statistics = measure(subject.sae, subject, activations)
+    contents = task.select[:n_select]
+
+    def best(methods: Sequence[Method]) -> list[Choice]:
+        return select(task, methods, contents, subject.prompter, subject.open)
+
+    untuned = best([unsteered(), prompted()])
+    without_sae = instruction_shift(subject, activations)
+    first = [
+        saif_grid("saif", statistics, search.ks, search.betas),
+        *bias_rows("logit_bias_no_sae", without_sae, search.biases, search.size),
+        *_other_rows(subject, activations, statistics, search),
+    ]
+    check_equal_search(first)
+    chosen = best(first)
+    saif = chosen[0].candidate.latent_set
+    assert saif is not None
+    # Of a set below the last layer this is its logit lens, as if nothing came between.
+    last = max(activations.negative)
+    shift = Unembedding(subject.model).shift(constant(saif), activations.negative[last])
+    second = [
+        *bias_rows("logit_bias", shift, search.biases, search.size),
+        random_latents(statistics, saif, search.draws, search.norms, search.seed),
+        noise_vectors(saif, search.draws, search.norms, search.seed),
+    ]
+    check_equal_search([*first, *second])
+    return [*untuned, *chosen, *best(second)]
+
+
+def instruction_shift(subject: Subject, activations: ActivationSet) -> Tensor:
+    """Mean difference [vocabulary] of the logits with and without the instruction: no SAE."""
+    unembedding, last = Unembedding(subject.model), max(activations.negative)
+    return centred(
+        unembedding.mean_logits(activations.positive[last])
+        - unembedding.mean_logits(activations.negative[last])
+    )
+
+
+def _other_rows(
+    subject: Subject, activations: ActivationSet, statistics: LatentStatistics, search: Search
+) -> list[Method]:
+    """Difference in means, live edits, and what the other SAEs' layers give."""
+    full, half = (
+        log_grid(*search.strengths, search.size),
+        log_grid(*search.strengths, search.size // 2),
+    )
+    fewer = search.ks[::2]
+    rows = [
+        strengths("diff_in_means", diff_in_means(activations, subject.sae.layer), full),
+        saif_grid("live", statistics, fewer, search.betas, kinds=LIVE_EDITS),
+        projections("project", activations, subject.sae.layer, full),
+    ]
+    for name, sae in subject.others.items():
+        other = measure(sae, subject, activations)
+        vector = diff_in_means(activations, sae.layer)
+        rows += [
+            saif_grid(f"saif_{name}", other, fewer, search.betas, scopes=SCOPES),
+            saif_grid(f"live_{name}", other, fewer, search.betas, kinds=LIVE_EDITS),
+            strengths(f"diff_in_means_{name}", vector, half, SCOPES),
+            projections(f"project_{name}", activations, sae.layer, half, SCOPES),
+        ]
+    return rows
+
+
+def set_name(text: str) -> str:
+    """A legal set name as near to ``text`` as can be."""
+    legal = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
+    return legal if legal[:1].isalpha() else f"set_{legal}"
+
+
+def report(
+    choices: Mapping[str, Sequence[Choice]],
+    tasks: Mapping[str, Task],
+    subject: Subject,
+    runtime: str,
+    open_with: Opener,
+    n_report: int | None = None,
+) -> tuple[dict[str, dict[str, Row]], dict[str, dict[str, list[Reply]]]]:
+    """Rows and replies by task and method on the report contents, all requests in one mixed batch.
+
+    A chosen set is named after its task where it is SAIF's, else ``task.method``.
+    Rows with more biases than every vLLM takes run on the Transformers runtime, as each row says.
+    """
+    trials: dict[bool, list[tuple[str, Choice, Trial]]] = {False: [], True: []}
+    for name, chosen in choices.items():
+        task = tasks[name]
+        for choice in chosen:
+            label = set_name(
+                task.name if choice.method == "saif" else f"{task.name}.{choice.method}"
+            )
+            trial = Trial(label, task, choice.candidate, task.report[:n_report])
+            wide = len(choice.candidate.logit_bias or ()) > MAX_BIASES
+            trials[wide].append((name, choice, trial))
+    rows: dict[str, dict[str, Row]] = {name: {} for name in choices}
+    replies: dict[str, dict[str, list[Reply]]] = {name: {} for name in choices}
+    for wide, planned in trials.items():
+        if not planned:
+            continue
+        opener = subject.open if wide else open_with
+        answered = run([trial for _, _, trial in planned], subject.prompter, opener)
+        for (name, choice, _), answers in zip(planned, answered, strict=True):
+            tally = Tally.of(reply.score for reply in answers)
+            rows[name][choice.method] = Row.of(choice, tally, "transformers" if wide else runtime)
+            replies[name][choice.method] = answers
+    return rows, replies

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from saif_fast.edits import Edit
+from saif_fast.latent_set import LatentSet
+from saif_fast.logit_bias import Unembedding
+
+CAT = "Tell me about my black cat in the garden."
+EMBEDDED = ("--model", "embedded", "--sae", "embedded")
+
+
+def test_identify_writes_a_set_with_its_provenance(french: Path) -> None:
+    found = LatentSet.load(french)
+    assert found.layers == (2,)
+    assert len(found.sites[0].site.latents) == 3
+    provenance = found.provenance
+    assert (provenance.method, provenance.k, provenance.position) == ("saif", 3, "post")
+    assert "Answer in French." in provenance.wordings
+
+
+def test_identify_reads_the_users_pairs(saif, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    wordings = ("Answer in French.", "Reply in French.")
+    pairs.write_text(
+        "\n".join(
+            json.dumps({"positive": f"{CAT} {wording}", "negative": CAT, "group": wording})
+            for wording in wordings
+        )
+    )
+    output = tmp_path / "set.safetensors"
+    result = saif("identify", *EMBEDDED, "--pairs", pairs, "--beta", "0.5", "-o", output)
+    assert result.exit_code == 0, result.stderr
+    assert LatentSet.load(output).provenance.n_pairs == 2
+    assert LatentSet.load(output).provenance.beta == 0.5
+
+
+def test_one_wording_is_a_warning_of_one_line(saif, tmp_path: Path) -> None:
+    contents = tmp_path / "contents.txt"
+    contents.write_text(f"{CAT}\n")
+    output = tmp_path / "set.safetensors"
+    result = saif(
+        *("identify", *EMBEDDED, "--instruction", "Answer in French.", "--contents", contents),
+        *("--position", "both", "-o", output),
+    )
+    assert result.exit_code == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "one wording" in warnings[0]
+    assert LatentSet.load(output).provenance.wordings == ["Answer in French."]
+
+
+def test_auto_chooses_k_and_beta_on_the_select_contents(saif, tmp_path: Path) -> None:
+    output = tmp_path / "set.safetensors"
+    result = saif("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output)
+    assert result.exit_code == 0, result.stderr
+    assert "select contents strictly right" in result.stderr
+    chosen = LatentSet.load(output).provenance
+    assert (chosen.k, chosen.beta) != (15, 0.0) or "'k': 15" in result.stderr
+
+
+def test_make_builds_a_set_without_a_model(saif, tmp_path: Path) -> None:
+    output = tmp_path / "made.safetensors"
+    result = saif(
+        *("make", "--sae", "embedded", "--latent", "622=clamp:80", "--latent", "17=ablate"),
+        *("-o", output),
+    )
+    assert result.exit_code == 0, result.stderr
+    (tensors,) = LatentSet.load(output).sites
+    assert [(x.index, x.edit) for x in tensors.site.latents] == [
+        (622, Edit("clamp", 80.0)),
+        (17, Edit("ablate")),
+    ]
+
+
+def test_inspect_shows_latents_statistics_promoted_tokens_and_provenance(saif, french) -> None:
+    result = saif("inspect", french, "--model", "embedded", "--tokens", "5")
+    assert result.exit_code == 0, result.stderr
+    latent = LatentSet.load(french).sites[0].site.latents[0]
+    for part in (str(latent.index), str(latent.edit), "consistency", "promoted tokens", "method"):
+        assert part in result.stdout
+
+
+def test_generate_compares_unsteered_and_steered(saif, set_dir: Path) -> None:
+    result = saif(
+        *("generate", "--model", "embedded", "--set-dir", set_dir, "--saif", "french"),
+        *("--compare", "--runtime", "transformers"),
+        stdin=f"{CAT}\n",
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "unsteered" in result.stdout and "french" in result.stdout
+    assert "My black cat" in result.stdout
+
+
+def test_generate_prints_one_reply_a_prompt(saif, set_dir: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{CAT}\n\n{CAT} Answer in French.\n")
+    result = saif(
+        *("generate", "--model", "embedded", "--set-dir", set_dir, "--prompts", prompts),
+        *("--runtime", "transformers"),
+    )
+    assert result.exit_code == 0, result.stderr
+    english, french = result.stdout.splitlines()
+    assert english.startswith("My black cat") and french.startswith("Mon chat noir")
+
+
+def test_eval_prints_the_table_and_writes_json(saif, tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    result = saif(
+        *("eval", *EMBEDDED, "--task", "french", "--select", "4", "--report", "4", "-o", output),
+        *("--also", "embedded:middle"),
+    )
+    assert result.exit_code == 0, result.stderr
+    results = json.loads(output.read_text())["french"]
+    assert {"unsteered", "saif", "random", "saif_layer1", "k", "beta"} <= set(results)
+    assert results["saif"]["n"] == 4
+    assert "diff_in_means" in result.stdout and "french" in result.stdout
+
+
+def test_export_prints_an_openai_logit_bias(saif, french: Path) -> None:
+    result = saif("export", french, "--logit-bias", "16", "--model", "embedded")
+    assert result.exit_code == 0, result.stderr
+    bias = json.loads(result.stdout)
+    assert len(bias) == 16
+    assert all(key.isdecimal() and value > 0 for key, value in bias.items())
+    assert "clamped" not in result.stderr
+
+
+def test_export_clamps_to_what_the_api_takes_and_says_so(saif, french: Path, monkeypatch) -> None:
+    def huge(self: Unembedding, vector: Tensor, residual: Tensor) -> Tensor:
+        return torch.linspace(200.0, -50.0, 1886)
+
+    monkeypatch.setattr(Unembedding, "shift", huge)
+    result = saif("export", french, "--logit-bias", "3", "--model", "embedded")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"0": 100.0, "1": 100.0, "2": 100.0}
+    assert result.stderr == "warning: biases beyond 100 were clamped, as the API asks\n"
+
+
+@pytest.mark.parametrize("command", ["identify", "make", "inspect", "generate", "eval", "export"])
+def test_every_command_has_help(saif, command: str) -> None:
+    result = saif(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_the_console_script_fails_with_one_sentence_and_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from saif_fast.cli import main; main()", "inspect", "missing"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: missing: no such file\n"

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from saif_fast import embedded
+from saif_fast.edits import Edit
+from saif_fast.latent_set import FORMAT_VERSION, LatentSet
+from saif_fast.records import Latent
+from saif_fast.sae import SparseAutoencoder
+
+CAT = "Tell me about my black cat in the garden."
+EMBEDDED = ("--model", "embedded", "--sae", "embedded")
+
+
+def sentence(result) -> str:
+    """The one line an error is."""
+    assert result.exit_code == 1, (result.exit_code, result.stdout, result.stderr)
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def truncated(good: bytes) -> bytes:
+    return good[:-7]
+
+
+def not_safetensors(good: bytes) -> bytes:
+    return b"to be or not to be, that is the question" * 9
+
+
+def pickled(good: bytes) -> bytes:
+    return pickle.dumps({"french": list(range(50))})
+
+
+def newer(good: bytes) -> bytes:
+    size = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + size])
+    (key,) = header["__metadata__"]
+    metadata = json.loads(header["__metadata__"][key])
+    header["__metadata__"][key] = json.dumps({**metadata, "format": FORMAT_VERSION + 1})
+    changed = json.dumps(header).encode()
+    return len(changed).to_bytes(8, "little") + changed + good[8 + size :]
+
+
+def foreign(good: bytes) -> bytes:
+    return safetensors.torch.save({"weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncated, "not a complete safetensors file"),
+        (not_safetensors, "not a complete safetensors file"),
+        (pickled, "not a complete safetensors file"),
+        (newer, f"format {FORMAT_VERSION + 1} is newer"),
+        (foreign, "not a latent set"),
+    ],
+)
+@pytest.mark.parametrize("command", ["inspect", "export", "generate"])
+def test_a_bad_file_is_named_in_one_sentence(
+    saif, french: Path, tmp_path: Path, damage, says: str, command: str
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    content = damage(french.read_bytes())
+    bad.write_bytes(content)
+    arguments = {
+        "inspect": (bad,),
+        "export": (bad, "--logit-bias", "4", "--model", "embedded"),
+        "generate": (
+            *("--model", "embedded", "--set-dir", tmp_path, "--saif", "bad"),
+            *("--runtime", "transformers"),
+        ),
+    }[command]
+    error = sentence(saif(command, *arguments, stdin=CAT))
+    assert str(bad) in error and says in error
+    assert bad.read_bytes() == content
+
+
+@pytest.mark.parametrize("command", ["inspect", "export", "generate"])
+def test_another_models_set_is_refused(saif, tmp_path: Path, command: str) -> None:
+    file = tmp_path / "other.safetensors"
+    LatentSet.from_vector(torch.ones(48), layer=3, num_layers=4).save(file)
+    arguments = {
+        "inspect": (file, "--model", "embedded"),
+        "export": (file, "--logit-bias", "4", "--model", "embedded"),
+        "generate": (
+            *("--model", "embedded", "--set-dir", tmp_path, "--saif", "other"),
+            *("--runtime", "transformers"),
+        ),
+    }[command]
+    error = sentence(saif(command, *arguments, stdin=CAT))
+    assert "hidden size 48 and 4 layers" in error and "hidden size 64 and 3 layers" in error
+
+
+def test_k_larger_than_the_sae_is_refused_and_nothing_is_overwritten(saif, tmp_path: Path) -> None:
+    output = tmp_path / "set.safetensors"
+    output.write_bytes(b"precious")
+    result = saif("identify", *EMBEDDED, "--instruction", "french", "--k", "5000", "-o", output)
+    assert "k: expected 1 to 1024" in sentence(result)
+    assert output.read_bytes() == b"precious"
+
+
+def test_empty_pairs_are_refused(saif, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n")
+    result = saif("identify", *EMBEDDED, "--pairs", pairs, "-o", tmp_path / "set.safetensors")
+    assert "at least one pair" in sentence(result)
+
+
+def test_a_broken_pair_is_named_by_its_line(saif, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"positive": "a", "negative": "b"}\n{"positive": "a"}\n')
+    result = saif("identify", *EMBEDDED, "--pairs", pairs, "-o", tmp_path / "set.safetensors")
+    assert f"{pairs}:2" in sentence(result)
+
+
+def test_an_instruction_that_changes_no_latent_is_refused(saif, tmp_path: Path) -> None:
+    dead = tmp_path / "dead"
+    shutil.copytree(embedded.sae_path(), dead)
+    weights = safetensors.torch.load_file(dead / "sae_weights.safetensors")
+    weights["b_enc"] = weights["b_enc"] - 1e4
+    safetensors.torch.save_file(weights, dead / "sae_weights.safetensors")
+    output = tmp_path / "set.safetensors"
+    result = saif(
+        *("identify", "--model", "embedded", "--sae", dead, "--instruction", "french"),
+        *("-o", output),
+    )
+    assert "an instruction that changes" in sentence(result)
+    assert not output.exists()
+
+
+def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> None:
+    live, middle = tmp_path / "live.safetensors", tmp_path / "middle.safetensors"
+    sae = SparseAutoencoder.from_saelens(embedded.sae_path())
+    LatentSet.from_sae(sae, [Latent(5, Edit("clamp", 1.0))], num_layers=3).save(live)
+    LatentSet.from_vector(torch.ones(64), layer=1, num_layers=3).save(middle)
+    error = sentence(saif("export", live, "--logit-bias", "4"))
+    assert "by their activation at layer 2" in error
+    assert "layer 1" in sentence(saif("export", middle, "--logit-bias", "4"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("identify", *EMBEDDED), "either --pairs or --instruction"),
+        (
+            ("identify", *EMBEDDED, "--instruction", "french", "--pairs", "p"),
+            "either --pairs or --instruction",
+        ),
+        (("identify", *EMBEDDED, "--pairs", "p", "--auto"), "the name of a task"),
+        (("identify", *EMBEDDED, "--pairs", "missing.jsonl"), "missing.jsonl"),
+        (("identify", *EMBEDDED, "--instruction", "no.such:task"), "no.such:task"),
+        (
+            ("identify", "--model", "missing/model", *EMBEDDED[2:], "--instruction", "french"),
+            "model",
+        ),
+        (("identify", *EMBEDDED[:2], "--sae", "missing", "--instruction", "french"), "missing"),
+        (("make", "--sae", "embedded", "--latent", "5"), "expected INDEX=EDIT"),
+        (("make", "--sae", "embedded", "--latent", "5=clamp"), "edit"),
+        (("make", "--sae", "embedded", "--latent", "99999=ablate"), "latent: expected 0 to 1023"),
+        (("make", "--sae", "embedded:first", "--latent", "5=ablate"), "embedded:middle"),
+    ],
+    ids=lambda value: " ".join(value[-3:]) if isinstance(value, tuple) else None,
+)
+def test_a_wrong_argument_is_one_sentence(
+    saif, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    assert says in sentence(saif(*arguments, "-o", tmp_path / "set.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--saif", "german"), "available sets: french"),
+        (("--saif", "french*nan"), "french*nan"),
+        (("--saif", "french", "--scope", "everything"), "saif_scope"),
+        (("--saif", "french", "--start", "-1"), "saif_start"),
+        (("--compare",), "--compare: expected --saif"),
+        (("--scope", "all"), "'saif_scope' was given without 'saif'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_wrong_request_is_refused_before_the_model_loads(
+    saif, set_dir: Path, options: tuple[str, ...], says: str
+) -> None:
+    # The model does not exist: an error about it would show that it was asked for first.
+    result = saif("generate", "--model", "missing", "--set-dir", set_dir, *options, stdin=CAT)
+    assert says.partition("*")[0] in sentence(result)
+
+
+def test_no_prompts_are_an_error(saif, set_dir: Path) -> None:
+    result = saif("generate", "--model", "embedded", "--set-dir", set_dir, stdin="\n")
+    assert "at least one line" in sentence(result)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from saif_fast.evaluate.intervals import Tally, wilson
+from saif_fast.tasks import Score
+
+
+# The last four are those of Newcombe (1998), Statistics in Medicine 17, table I.
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775328),
+        (10, 10, 0.7224672, 1.0),
+        (5, 10, 0.2365931, 0.7634069),
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_has_known_bounds(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_counts_that_cannot_be(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got {successes} of {n}"):
+        wilson(successes, n)
+
+
+def test_tally_counts_strict_and_loose_and_is_ordered_by_strict_first() -> None:
+    tally = Tally.of([Score(True, True), Score(False, True), Score(False, False)])
+    assert tally == (1, 2, 3)
+    assert Tally(2, 2, 3) > Tally(1, 3, 3) > Tally(1, 2, 3)
