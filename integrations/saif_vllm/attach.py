@@ -1,0 +1,115 @@
+"""Attaching to a loaded model: its decoder layers, their tables and hooks."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from saif_kernels import SteeringBank
+from saif_vllm.config import SteeringConfig
+from saif_vllm.op import steering_hook
+from saif_vllm.sets import OfferedSets
+from saif_vllm.tables import LayerTables, Steering, StepTables, write_sets
+
+logger = logging.getLogger("vllm.saif")
+
+# These return (whole stream, layer input): their sum is not the residual stream.
+_WHOLE_STREAM = ("CohereDecoderLayer", "Cohere2DecoderLayer")
+
+
+def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The decoder layers of a model, found by structure.
+
+    Raises:
+        ValueError: not exactly one list of ``num_layers`` modules, or a structure that steering
+            would read wrongly.
+    """
+    inner: Any = getattr(model, "get_language_model", None)
+    language_model = model if inner is None else inner()
+    found = [
+        (name, module)
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__}: expected one list of {num_layers} decoder layers, "
+            f"got {[name for name, _ in found]}; steering does not know this model's structure"
+        )
+    layers = found[0][1]
+    for layer in layers:
+        if type(layer).__name__ in _WHOLE_STREAM:
+            raise ValueError(
+                f"{type(layer).__name__}: expected a layer whose outputs sum to the residual stream"
+            )
+    return layers
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Raise ValueError for engine features that would leave tokens unsteered or wrongly steered."""
+    parallel = vllm_config.parallel_config
+    refused = {
+        "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "kv_sharing_fast_prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
+    }
+    for feature, used in refused.items():
+        if used:
+            raise ValueError(f"{feature}: expected off in an engine that steers, got on")
+
+
+def attach(worker: Any, config: SteeringConfig) -> Steering:
+    """Allocate the tables, load all sets and hook the layers of a worker's model.
+
+    Before the first forward, so that torch.compile traces the hooks.
+    """
+    vllm_config, runner = worker.vllm_config, worker.model_runner
+    model = runner.get_model()
+    offered = OfferedSets.load(vllm_config, config)
+    device, dtype = torch.device(worker.device), vllm_config.model_config.dtype
+    scheduler = vllm_config.scheduler_config
+    slots = {content_hash: slot for slot, content_hash in enumerate(offered.by_hash)}
+    step = StepTables(
+        slots=slots,
+        max_requests=scheduler.max_num_seqs,
+        max_sets=config.max_sets_per_request,
+        max_tokens=runner.max_num_tokens,
+        device=device,
+    )
+    layers = decoder_layers(model, offered.last_layer + 1)
+    tables = {}
+    for layer in config.layers:
+        if type(layers[layer]).__name__ == "PPMissingLayer":
+            continue  # another pipeline rank's
+        bank = SteeringBank.allocate(
+            d_model=vllm_config.model_config.get_hidden_size(),
+            max_sets=config.max_sets + 1,  # and the canary's
+            max_latents=config.max_latents,
+            dtype=dtype,
+            device=device,
+        )
+        write_sets(bank, layer, offered, slots)
+        tables[layer] = LayerTables(bank, step)
+    steering = Steering(step, tables, canary_slot=config.max_sets)
+    model.add_module("saif_steering", steering)
+    context = vllm_config.compilation_config.static_forward_context
+    for layer, table in tables.items():
+        name = f"saif.layers.{layer}"
+        context[name] = table
+        layers[layer].register_forward_hook(steering_hook(name))
+    # vLLM sizes the KV cache by what the model is said to take.
+    if hasattr(runner, "model_memory_usage"):
+        runner.model_memory_usage += steering.nbytes
+    logger.info(
+        "Steering layers %s with %d sets (%s): %.1f MiB for at most %d sets and %d live latents",
+        sorted(tables),
+        len(offered.sets),
+        ", ".join(sorted(offered.sets)) or "none",
+        steering.nbytes / 2**20,
+        config.max_sets,
+        config.max_latents,
+    )
+    return steering

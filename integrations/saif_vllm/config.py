@@ -1,0 +1,131 @@
+"""How an engine is started with steering: what is fixed at start, and where the sets are.
+
+Everything in vLLM's ``additional_config`` is part of its compile key. So the hooked layers and the
+capacities are there, since they shape the compiled graph; the set directory travels in the
+environment, which engine core and workers inherit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SET_DIR_VARIABLE = "SAIF_SET_DIR"
+PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
+EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """What is frozen when the engine starts.
+
+    Attributes:
+        layers: hooked decoder layers, ascending; a set for another layer is refused.
+        max_sets: set slots.
+        max_latents: live latents of all sets together, at each hooked layer.
+        max_sets_per_request: sets that one request may combine.
+        max_strength: largest absolute strength of a request.
+        version: of this plugin. A graph that was compiled by another version must not be reused.
+    """
+
+    layers: tuple[int, ...]
+    max_sets: int
+    max_latents: int
+    max_sets_per_request: int
+    max_strength: float
+    version: str
+
+    def __post_init__(self) -> None:
+        layers = self.layers
+        if not layers or list(layers) != sorted(set(layers)) or min(layers) < 0:
+            raise ValueError(f"layers: expected distinct layers >= 0, ascending, got {layers}")
+        for name in ("max_sets", "max_latents", "max_sets_per_request"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        if not 0 < self.max_strength < float("inf"):
+            raise ValueError(f"max_strength: expected a finite number > 0, got {self.max_strength}")
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> SteeringConfig | None:
+        """What ``vllm_config`` asks for; None: this engine does not steer.
+
+        Raises:
+            ValueError: ``additional_config["saif"]`` was not made by :func:`engine_args` of this
+                version.
+        """
+        additional = vllm_config.additional_config
+        if not isinstance(additional, dict) or "saif" not in additional:
+            return None
+        given, names = additional["saif"], {field.name for field in fields(cls)}
+        if not isinstance(given, dict) or set(given) != names:
+            raise ValueError(
+                f"additional_config['saif']: expected the keys {sorted(names)} as made by "
+                f"saif_vllm.engine_args, got {given!r}"
+            )
+        config = cls(**{**given, "layers": tuple(given["layers"])})
+        if config.version != version("saif-fast"):
+            raise ValueError(
+                f"additional_config['saif']: expected version {version('saif-fast')}, "
+                f"got {config.version}"
+            )
+        return config
+
+
+def engine_args(
+    set_dir: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    max_sets: int = 32,
+    max_latents: int = 1024,
+    max_sets_per_request: int = 4,
+    max_strength: float = 10.0,
+    worker_extension_cls: str | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
+
+    Also sets the environment variable ``SAIF_SET_DIR`` and installs the front end's seams in this
+    process, so that the engine cannot start without them.
+
+    Args:
+        set_dir: directory of latent sets (``<name>.safetensors``).
+        layers: decoder layers to hook; those of the sets in the directory unless given. They are
+            frozen at start, so name those of sets that will be added later.
+        max_sets, max_latents, max_sets_per_request, max_strength: see :class:`SteeringConfig`.
+        worker_extension_cls: qualified name of your own worker extension, a subclass of
+            ``saif_vllm.worker.SaifWorkerExtension``.
+
+    Raises:
+        ValueError: a value out of range, no such directory, or no layer to hook.
+        ImportError, RuntimeError: the installed vLLM is not supported.
+    """
+    from saif_fast.set_dir import SetDirectory
+    from saif_vllm import seams
+
+    directory = SetDirectory(set_dir)
+    if layers is None:
+        layers = sorted(
+            {layer for found in directory.load_all().values() for layer in found.layers}
+        )
+        if not layers:
+            raise ValueError(
+                f"layers: expected where the set directory is empty ({directory.root}), got none"
+            )
+    config = SteeringConfig(
+        layers=tuple(layers),
+        max_sets=max_sets,
+        max_latents=max_latents,
+        max_sets_per_request=max_sets_per_request,
+        max_strength=float(max_strength),
+        version=version("saif-fast"),
+    )
+    seams.arm()
+    os.environ[SET_DIR_VARIABLE] = str(directory.root.resolve())
+    return {
+        "additional_config": {"saif": {**asdict(config), "layers": list(config.layers)}},
+        "worker_extension_cls": worker_extension_cls or EXTENSION,
+    }

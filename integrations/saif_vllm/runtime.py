@@ -1,0 +1,99 @@
+"""Batched greedy generation through a real vLLM engine."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saif_fast.hf import encode_texts
+from saif_fast.latent_set import LatentSet
+from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.set_dir import SetDirectory
+from saif_vllm.config import engine_args
+
+_KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memory
+
+
+class VllmRuntime:
+    """``saif_fast.runtime.Runtime`` on vLLM.
+
+    The sets are those there are when the engine starts; capacities grow with them.
+
+    Args:
+        model: a directory or a hub name.
+        sets: the sets that a request may name.
+        options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. On a CPU the KV cache is 1 GiB and
+            nothing is compiled, unless they say otherwise: a tiny model is served before a compiler
+            is done.
+
+    Raises:
+        ValueError: a set does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        sets: SetDirectory | Mapping[str, LatentSet],
+        **options: Any,
+    ) -> None:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        loaded = sets.load_all() if isinstance(sets, SetDirectory) else dict(sets)
+        if current_platform.is_cpu():
+            options = {
+                "kv_cache_memory_bytes": _KV_CACHE_ON_CPU,
+                "enforce_eager": True,
+                **options,
+            }
+        ours = set(inspect.signature(engine_args).parameters) - {"set_dir"}
+        steering = {name: options.pop(name) for name in ours & options.keys()}
+        with tempfile.TemporaryDirectory(prefix="saif-sets-") as folder:
+            # Of a mapping the engine needs files, and those only until it has started.
+            for name, latent_set in loaded.items():
+                latent_set.save(SetDirectory(folder).path(name))
+            if loaded:
+                live = [sum(found.n_live.values()) for found in loaded.values()]
+                steering.setdefault("max_sets", max(32, len(loaded)))
+                steering.setdefault("max_latents", max(1024, sum(live)))
+                options |= engine_args(folder, **steering)
+            self._llm = LLM(str(model), **options)
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Greedy generations in the order of ``requests``; all are checked before any runs.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set or token, or is longer than
+                the model's context.
+        """
+        from vllm import SamplingParams
+
+        prompts = encode_texts(self._tokenizer, [request.prompt for request in requests])
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=request.max_tokens,
+                logit_bias=request.logit_bias,
+                extra_args=request.extra_args or None,
+                # The texts are decoded below, as the reference runtime decodes them.
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
+        )
+        generated = [list(output.outputs[0].token_ids) for output in outputs]
+        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [
+            Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the engine's processes; the runtime cannot be used afterwards."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm

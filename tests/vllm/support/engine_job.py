@@ -1,0 +1,125 @@
+"""Start an engine in a subprocess and collect what it served, or how it refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SUPPORT = Path(__file__).parent
+MODES: dict[str, dict[str, Any]] = {
+    "v1-eager": {"engine": {"enforce_eager": True}},
+    "v1-compiled": {"engine": {"enforce_eager": False}},
+    "v1-vllm-compile": {"engine": {"enforce_eager": False}, "site": ("vllm_compile_on_cpu",)},
+    "v2-eager": {"engine": {"enforce_eager": True}, "site": ("v2_on_cpu",)},
+    # What a GPU runs, CUDA graphs aside.
+    "v2-vllm-compile": {
+        "engine": {"enforce_eager": False},
+        "site": ("v2_on_cpu", "vllm_compile_on_cpu"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An engine and the batches it serves, one after the other.
+
+    Attributes:
+        model: directory.
+        batches: of requests; see scenario.py for their keys.
+        mode: key of MODES.
+        set_dir: None = plain vLLM, without our plugin.
+        engine_args: for ``saif_vllm.engine_args``.
+        engine: for ``vllm.LLM``.
+        env: for the subprocess.
+        site: modules of ``site/`` that every process imports first.
+        one_process: front end, engine core and worker in one, which starts sooner.
+    """
+
+    model: Path
+    batches: Sequence[Sequence[Mapping[str, Any]]] = ()
+    mode: str = "v1-eager"
+    set_dir: Path | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    site: Sequence[str] = ()
+    one_process: bool = True
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of a job: an exit code, all output, and the result of each batch."""
+
+    returncode: int
+    log: str
+    batches: list[Any]
+    seconds: float
+    v2: bool | None
+    compilation: str | None
+    preemptions: int
+
+    def check(self) -> Served:
+        assert self.returncode == 0, self.log[-6000:]
+        return self
+
+
+def run(job: Job, timeout: float = 400) -> Served:
+    """Run ``job`` to its end; an engine that refuses to start is a result too."""
+    mode = MODES[job.mode]
+    options = {
+        "model": str(job.model),
+        "dtype": "float32",
+        "max_model_len": 512,
+        "max_num_batched_tokens": 512,
+        "max_num_seqs": 16,
+        "block_size": 32,  # what CPU attention wants
+        "seed": 0,
+        **mode["engine"],
+        **job.engine,
+    }
+    sites = (*mode.get("site", ()), *job.site)
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(SUPPORT / "site"), env.get("PYTHONPATH")])
+    )
+    env["SAIF_TEST_SITE"] = " ".join(sites)
+    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if job.one_process else "1"
+    if job.set_dir is None:
+        env["VLLM_PLUGINS"] = "none"
+    env |= job.env
+    with tempfile.TemporaryDirectory() as folder:
+        job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
+        content = {
+            "engine": options,
+            "set_dir": None if job.set_dir is None else str(job.set_dir),
+            "engine_args": dict(job.engine_args),
+            "batches": job.batches,
+        }
+        job_file.write_text(json.dumps(content))
+        command = [sys.executable, str(SUPPORT / "scenario.py"), str(job_file), str(result_file)]
+        done = subprocess.run(
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        result = json.loads(result_file.read_text()) if result_file.exists() else {}
+    return Served(
+        returncode=done.returncode,
+        log=done.stdout,
+        batches=result.get("batches", []),
+        seconds=result.get("seconds", 0.0),
+        v2=result.get("v2"),
+        compilation=result.get("compilation"),
+        preemptions=result.get("preemptions", 0),
+    )

@@ -1,0 +1,66 @@
+"""What could go wrong in a plugin, done from outside: SAIF_TEST_SABOTAGE names one of these."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from after_import import after_import
+
+
+def import_fails_in_the_engine() -> None:
+    # Not in the process that calls vllm.LLM, which would notice at once.
+    if any("spawn_main" in argument for argument in sys.orig_argv):
+        sys.modules["saif_kernels"] = None  # type: ignore[assignment]
+
+
+def hook_does_nothing() -> None:
+    @after_import("saif_vllm.op")
+    def patch(module: Any) -> None:
+        module.steering_hook = lambda name: lambda *_: None
+
+
+def kernel_does_nothing() -> None:
+    @after_import("saif_kernels.steer")
+    def patch(module: Any) -> None:
+        module.steer_ = lambda *_: None
+
+
+def model_loads_past_the_seam() -> None:
+    @after_import("vllm.v1.worker.cpu_worker")
+    def patch(module: Any) -> None:
+        from vllm.v1.worker.gpu_worker import Worker
+
+        original = inspect.unwrap(Worker.load_model)
+        module.CPUWorker.load_model = lambda self, **options: original(self, **options)
+
+
+def runner_prepares_otherwise() -> None:
+    @after_import("vllm.v1.worker.gpu_model_runner")
+    def patch(module: Any) -> None:
+        original = module.GPUModelRunner._prepare_inputs
+
+        def _prepare_inputs(self: Any, plan: Any, num_scheduled_tokens: Any) -> Any:
+            return original(self, plan, num_scheduled_tokens)
+
+        module.GPUModelRunner._prepare_inputs = _prepare_inputs
+
+
+def core_is_not_armed() -> None:
+    @after_import("saif_vllm.seams")
+    def patch(module: Any) -> None:
+        module.arm = lambda: None
+
+
+SABOTAGE: tuple[Callable[[], None], ...] = (
+    import_fails_in_the_engine,
+    hook_does_nothing,
+    kernel_does_nothing,
+    model_loads_past_the_seam,
+    runner_prepares_otherwise,
+    core_is_not_armed,
+)
+{function.__name__: function for function in SABOTAGE}[os.environ["SAIF_TEST_SABOTAGE"]]()

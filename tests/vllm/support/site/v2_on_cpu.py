@@ -1,0 +1,50 @@
+"""vLLM's V2 model runner without a GPU: its Triton kernels run in the interpreter.
+
+vLLM asks triton for a backend named "cpu". With torch.compile on, inductor asks that backend for a
+target and a compiler too; no kernel is ever built by them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from types import SimpleNamespace
+from typing import Any
+
+from after_import import after_import
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+class Driver:
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    @staticmethod
+    def get_current_target() -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@after_import("triton.backends")
+def add_cpu(module: Any) -> None:
+    compiler = module.backends["nvidia"].compiler
+    module.backends["cpu"] = SimpleNamespace(driver=Driver, compiler=compiler)
+
+
+@after_import("vllm.v1.attention.backends.cpu_attn")
+def zero_without_metadata(module: Any) -> None:
+    # A warm-up has no attention metadata. GPU backends then return zeros, the CPU's what the memory
+    # held; a NaN there ends the interpreter's sampling kernel.
+    backend = module.CPUAttentionBackendImpl
+    original = backend.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(self, *args, **kwargs).arguments
+        if bound["attn_metadata"] is None:
+            return bound["output"].zero_()
+        return original(self, *args, **kwargs)
+
+    backend.forward = forward

@@ -1,0 +1,164 @@
+"""An engine that was asked to steer and cannot does not start: never fluent, unsteered text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_job import Job, run
+from hf_reference import Comparison
+
+from saif_fast.embedded import model_path
+from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE, SteeringConfig
+
+pytestmark = pytest.mark.engine
+
+CONFIG = SteeringConfig((1, 2), 32, 1024, 4, 10.0, version("saif-fast"))
+# What `vllm serve` gets on its command line: nothing of ours runs before vLLM does.
+FLAGS = {"additional_config": {"saif": asdict(CONFIG)}, "worker_extension_cls": EXTENSION}
+
+
+def test_plain_flags_steer(
+    set_dir: Path, requests: Mapping[str, dict[str, Any]], reference: Mapping[str, Any]
+) -> None:
+    # The refusals below are refusals of this.
+    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif"}
+    served = run(Job(model_path(), [[requests["add_last"]]], engine=FLAGS, env=env)).check()
+    comparison = Comparison()
+    comparison.add("add_last", reference["add_last"], served.batches[0][0])
+    comparison.check(most_excused=0)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "sentence"),
+    [
+        ("hook_does_nothing", "start-up canary: layer 1 steered no token of a decode batch"),
+        ("kernel_does_nothing", "start-up canary: steering layer 1 did not change the output"),
+        ("model_loads_past_the_seam", "the model was loaded without steering"),
+        ("runner_prepares_otherwise", "expected the parameters (self, scheduler_output,"),
+        ("core_is_not_armed", "vLLM has not loaded the plugin 'saif'"),
+    ],
+)
+def test_a_plugin_that_does_not_reach_the_model(
+    sabotage: str, sentence: str, set_dir: Path
+) -> None:
+    env = {"SAIF_TEST_SABOTAGE": sabotage}
+    served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env))
+    assert served.returncode != 0
+    assert sentence in served.log
+
+
+def test_an_import_that_fails_in_the_engines_processes(set_dir: Path) -> None:
+    env = {"SAIF_TEST_SABOTAGE": "import_fails_in_the_engine"}
+    served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env, one_process=False))
+    assert served.returncode != 0
+    assert "saif_kernels" in served.log
+
+
+def test_a_plugin_that_vllm_was_told_to_skip(set_dir: Path) -> None:
+    served = run(Job(model_path(), set_dir=set_dir, env={"VLLM_PLUGINS": "other"}))
+    assert served.returncode != 0
+    assert "VLLM_PLUGINS: expected it to name 'saif'" in served.log
+
+
+def test_the_same_where_nothing_of_ours_runs_in_the_front_end(set_dir: Path) -> None:
+    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "other"}
+    served = run(Job(model_path(), engine=FLAGS, env=env, one_process=False))
+    assert served.returncode != 0
+    assert "VLLM_PLUGINS: expected it to name 'saif'" in served.log
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"worker_extension_cls": ""}, "worker_extension_cls: expected saif_vllm"),
+        ({"additional_config": {"saif": {"layers": [1]}}}, "as made by saif_vllm.engine_args"),
+        ({"env": {}}, "SAIF_SET_DIR: expected the set directory"),
+    ],
+    ids=["no_extension", "config_by_hand", "no_set_directory"],
+)
+def test_flags_that_lack_something(change: dict[str, Any], sentence: str, set_dir: Path) -> None:
+    env = {"VLLM_PLUGINS": "saif", **change.pop("env", {SET_DIR_VARIABLE: str(set_dir)})}
+    served = run(Job(model_path(), engine={**FLAGS, **change}, env=env))
+    assert served.returncode != 0
+    assert sentence in served.log
+
+
+SEAMS = """
+import vllm.v1.engine.core as core, vllm.v1.engine.input_processor as front
+import vllm.v1.worker.gpu_worker as worker, vllm.version
+from saif_vllm import seams
+
+def refused(owner, name, value):
+    original = getattr(owner, name)
+    if value is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+    try:
+        seams.arm()
+        seams.arm_worker()
+    except RuntimeError as error:
+        print(error)
+    else:
+        raise SystemExit(f"{owner}.{name} was not missed")
+    setattr(owner, name, original)
+
+other = lambda self, something_else: None
+for owner, name in (
+    (front.InputProcessor, "__init__"),
+    (front.InputProcessor, "process_inputs"),
+    (core.EngineCore, "_initialize_kv_caches"),
+    (core.EngineCore, "preprocess_add_request"),
+):
+    refused(owner, name, other)
+refused(core.EngineCore, "preprocess_add_request", None)
+refused(worker.Worker, "load_model", 3)
+refused(vllm.version, "__version_tuple__", (0, 31, 0))
+refused(vllm.version, "__version_tuple__", (0, 33, 0))
+"""
+
+
+def test_every_seam_is_checked_against_its_signature() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SEAMS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
+    assert done.stdout.count("steering supports vLLM >= 0.32, < 0.33") == 2
+
+
+BAD_SETS = """
+import sys
+from vllm import LLM
+import saif_vllm
+
+for folder in sys.argv[2:]:
+    try:
+        options = saif_vllm.engine_args(folder, layers=[1, 2], max_sets=2, max_latents=8)
+        LLM(sys.argv[1], dtype="float32", max_model_len=512, enforce_eager=True, **options)
+    except ValueError as error:
+        print(f"{folder.rsplit('/', 1)[1]}: {error}")
+    else:
+        raise SystemExit(f"{folder} was not refused")
+"""
+
+
+def test_a_bad_set_file_is_named_at_start(bad_set_dirs: dict[str, tuple[Path, str]]) -> None:
+    folders = [str(folder) for folder, _ in bad_set_dirs.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", BAD_SETS, str(model_path()), *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, (folder, sentence) in bad_set_dirs.items():
+        line = next(x for x in done.stdout.splitlines() if x.startswith(f"{folder.name}: "))
+        assert sentence in line, name

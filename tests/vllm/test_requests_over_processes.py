@@ -1,0 +1,69 @@
+"""An engine as users start it, in three processes: bad requests are refused, good ones steered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_job import Job, run
+from hf_reference import Comparison
+
+from saif_fast.embedded import model_path
+
+pytestmark = pytest.mark.engine
+
+KEYS = "saif, saif_scope, saif_start, saif_stop, saif_decay"
+SETS = "add_last, "  # how the list of available sets goes on
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt": ({"siaf": "add_last"}, KEYS),
+    "upper_case": ({"SAIF": "add_last"}, KEYS),
+    "misspelt_option": ({"saif": "add_last", "saif_scop": "all"}, KEYS),
+    "unknown_key": ({"saif": "add_last", "saif_layer": 3}, KEYS),
+    "option_alone": ({"saif_scope": "all"}, SETS),
+    "not_a_string": ({"saif": 3}, SETS),
+    "list": ({"saif": ["add_last"]}, SETS),
+    # What our own front end sends to the core: a user may not.
+    "internal_form": ({"saif": {"sets": [], "window": [], "admitted": True}}, SETS),
+    "unknown_set": ({"saif": "frensh"}, SETS),
+    "syntax": ({"saif": "add_last**2"}, SETS),
+    "empty": ({"saif": ""}, SETS),
+    "nan": ({"saif": "add_last*nan"}, SETS),
+    "infinite": ({"saif": "add_last*inf"}, SETS),
+    "absurd": ({"saif": "add_last*11"}, "between -10 and 10"),
+    "too_many": ({"saif": "add_last + vector_last + both + add_middle + scale_last"}, "at most 4"),
+    "same_latent": ({"saif": "clamp_last + ablate_last"}, "both set latent"),
+    "scope": ({"saif": "add_last", "saif_scope": "everything"}, "generated, prompt, all"),
+    "start": ({"saif": "add_last", "saif_start": -1}, "saif_start"),
+    "decay": ({"saif": "add_last", "saif_decay": "nan"}, "saif_decay"),
+}
+GOOD = ("add_last", "clamp_middle", "unsteered", "both")
+
+
+@pytest.fixture(scope="module")
+def served(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    good = [requests[name] for name in GOOD]
+    # Beside a bad request there is a good one, which must not be served without the other.
+    bad = [[good[0], {**good[0], "extra_args": extra_args}] for extra_args, _ in BAD.values()]
+    own = {"worker_extension_cls": "own_extension.OwnExtension"}  # a user may have one
+    job = Job(model_path(), [good, *bad, good], set_dir=set_dir, engine_args=own, one_process=False)
+    done = run(job).check()
+    first, *refused, last = done.batches
+    return {"first": first, "last": last, **dict(zip(BAD, refused, strict=True))}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_a_value_error_that_names_what_there_is(name: str, served: Any) -> None:
+    assert isinstance(served[name], dict), f"was served: {served[name]}"
+    assert BAD[name][1] in served[name]["error"]
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_the_engine_steers_before_and_after(
+    when: str, served: Any, reference: Mapping[str, Any]
+) -> None:
+    comparison = Comparison()
+    for name, got in zip(GOOD, served[when], strict=True):
+        comparison.add(name, reference[name], got)
+    comparison.check()
