@@ -49,6 +49,10 @@ def test_first_without_then_with_steering(
     plain: Mapping[str, Any],
 ) -> None:
     compare(start(tmp_path, None, requests), plain)
+    # Should vLLM's key ever miss the switch, the canary sees that the hook is not in the graph.
+    refused = start(tmp_path, set_dir, requests, site=["additional_config_not_hashed"])
+    assert refused.returncode != 0
+    assert "start-up canary: layer 1 steered no token" in refused.log
     compare(start(tmp_path, set_dir, requests), reference)
 
 
@@ -62,14 +66,3 @@ def test_first_with_then_without_then_with_steering(
     compare(start(tmp_path, set_dir, requests), reference)
     compare(start(tmp_path, None, requests), plain)
     compare(start(tmp_path, set_dir, requests), reference)  # a graph out of the cache
-
-
-def test_a_graph_without_the_hook_is_refused(
-    tmp_path: Path, set_dir: Path, requests: Mapping[str, dict[str, Any]]
-) -> None:
-    # What happens should vLLM's key miss the switch: the canary sees that the hook is not there.
-    site = ["additional_config_not_hashed"]
-    assert start(tmp_path, None, requests, site).returncode == 0
-    refused = start(tmp_path, set_dir, requests, site)
-    assert refused.returncode != 0
-    assert "start-up canary: layer 1 steered no token" in refused.log
