@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -27,6 +28,10 @@ class SteeringTables:
     A set has the same slot in the bank of every hooked layer (empty where it edits nothing), so a
     request's row serves all layers. Sets are known by content hash: loading equal content twice
     gives the same slot.
+
+    Args:
+        layers: hooked layers of the model.
+        owned: those whose banks this process holds (a pipeline rank's); None = all.
     """
 
     def __init__(
@@ -37,13 +42,17 @@ class SteeringTables:
         capacity: Capacity,
         dtype: torch.dtype,
         device: torch.device | str,
+        *,
+        owned: Collection[int] | None = None,
     ) -> None:
+        self.layers = tuple(sorted(set(layers)))
         self.d_model, self.num_layers, self.capacity = d_model, num_layers, capacity
         self.banks = {
             layer: SteeringBank.allocate(
                 d_model, capacity.max_sets, capacity.max_latents, dtype, device
             )
-            for layer in sorted(set(layers))
+            for layer in self.layers
+            if owned is None or layer in owned
         }
         self.rows = RequestRows.allocate(
             capacity.max_requests, capacity.max_sets_per_request, device
@@ -57,34 +66,35 @@ class SteeringTables:
         return sum(bank.nbytes for bank in self.banks.values()) + sum(t.nbytes for t in self.rows)
 
     @property
-    def hashes(self) -> frozenset[str]:
-        """Content hashes of the resident sets."""
-        return frozenset(self._slots)
-
-    def slot(self, content_hash: str) -> int:
-        """Slot of a resident set."""
-        return self._slots[content_hash]
+    def slots(self) -> Mapping[str, int]:
+        """Slot of every resident set, by content hash."""
+        return MappingProxyType(self._slots)
 
     def load(self, latent_set: LatentSet) -> int:
         """Make a set resident and return its slot.
 
         Raises:
             ValueError: it was made for another model shape, edits a layer that is not hooked, or
-                does not
-                fit; nothing was written.
+                does not fit; nothing was written.
         """
         if latent_set.content_hash in self._slots:
             return self._slots[latent_set.content_hash]
         latent_set.check_model(self.d_model, self.num_layers)
-        foreign = [layer for layer in latent_set.layers if layer not in self.banks]
+        foreign = [layer for layer in latent_set.layers if layer not in self.layers]
         if foreign:
             raise ValueError(
-                f"latent set edits layer {foreign[0]}, but the hooked layers are {list(self.banks)}"
+                f"latent set edits layer {foreign[0]}, but the hooked layers are "
+                f"{list(self.layers)}"
             )
         free = set(range(self.capacity.max_sets)) - set(self._slots.values())
         if not free:
             raise ValueError(f"max_sets: all {self.capacity.max_sets} slots are taken")
-        offsets = {layer: self._find(layer, k) for layer, k in latent_set.n_live.items()}
+        n_live = latent_set.n_live
+        offsets = {
+            layer: self._find(layer, n_live[layer])
+            for layer in latent_set.layers
+            if layer in self.banks
+        }
         slot = min(free)
         for layer, offset in offsets.items():
             edits = latent_set.compile(layer)

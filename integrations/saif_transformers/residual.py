@@ -40,7 +40,7 @@ class ResidualSteering:
         self._device, self._d_model = model.device, model.config.get_text_config().hidden_size
         self._sets = dict(sets)
         tables = _load_tables(self._sets, self._d_model, len(modules), model.dtype, self._device)
-        self._slots = {name: tables.slot(sets[name].content_hash) for name in sets}
+        self._slots = {name: tables.slots[sets[name].content_hash] for name in sets}
         self._banks = tables.banks
         self._layers = {layer: modules[layer] for layer in self._banks}
         self._rows: RequestRows | None = None

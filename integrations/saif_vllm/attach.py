@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from saif_kernels import SteeringBank
+from saif_fast.tables import Capacity, SteeringTables
 from saif_vllm.config import SteeringConfig
 from saif_vllm.op import steering_hook
 from saif_vllm.sets import OfferedSets
-from saif_vllm.tables import LayerTables, Steering, StepTables, write_sets
+from saif_vllm.tables import LayerTables, Steering, StepTables
 
 logger = logging.getLogger("vllm.saif")
 
@@ -71,28 +71,26 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     offered = OfferedSets.load(vllm_config, config)
     device, dtype = torch.device(worker.device), vllm_config.model_config.dtype
     scheduler = vllm_config.scheduler_config
-    slots = {content_hash: slot for slot, content_hash in enumerate(offered.by_hash)}
-    step = StepTables(
-        slots=slots,
-        max_requests=scheduler.max_num_seqs,
-        max_sets=config.max_sets_per_request,
-        max_tokens=runner.max_num_tokens,
-        device=device,
-    )
     layers = decoder_layers(model, offered.last_layer + 1)
-    tables = {}
-    for layer in config.layers:
-        if type(layers[layer]).__name__ == "PPMissingLayer":
-            continue  # another pipeline rank's
-        bank = SteeringBank.allocate(
-            d_model=vllm_config.model_config.get_hidden_size(),
+    sets = SteeringTables(
+        config.layers,
+        d_model=vllm_config.model_config.get_hidden_size(),
+        num_layers=len(layers),
+        capacity=Capacity(
             max_sets=config.max_sets + 1,  # and the canary's
             max_latents=config.max_latents,
-            dtype=dtype,
-            device=device,
-        )
-        write_sets(bank, layer, offered, slots)
-        tables[layer] = LayerTables(bank, step)
+            max_requests=scheduler.max_num_seqs + 1,  # and the canary's
+            max_sets_per_request=config.max_sets_per_request,
+        ),
+        dtype=dtype,
+        device=device,
+        # The others are another pipeline rank's.
+        owned=[i for i in config.layers if type(layers[i]).__name__ != "PPMissingLayer"],
+    )
+    for latent_set in offered.by_hash.values():
+        sets.load(latent_set)
+    step = StepTables(sets.slots, sets.rows, runner.max_num_tokens)
+    tables = {layer: LayerTables(bank, step) for layer, bank in sets.banks.items()}
     steering = Steering(step, tables, canary_slot=config.max_sets)
     model.add_module("saif_steering", steering)
     context = vllm_config.compilation_config.static_forward_context

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 from saif_vllm.request import Steered, read
-from saif_vllm.sets import OfferedSets
 
 
 class BatchRequest(NamedTuple):
@@ -39,25 +38,15 @@ class StepTables(nn.Module):
 
     Args:
         slots: set slot by content hash.
-        max_requests: in a batch.
-        max_sets: in a request.
+        rows: one for each request of a batch, and the last one for the start-up canary.
         max_tokens: in a batch.
-        device: of the model.
     """
 
-    def __init__(
-        self,
-        slots: Mapping[str, int],
-        max_requests: int,
-        max_sets: int,
-        max_tokens: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, slots: Mapping[str, int], rows: RequestRows, max_tokens: int) -> None:
         super().__init__()
-        self.slots = dict(slots)
-        # One row more, for the start-up canary.
-        self.rows = RequestRows.allocate(max_requests + 1, max_sets, device)
-        self.canary_row = max_requests
+        self.slots, self.rows = slots, rows
+        self.canary_row = max_requests = len(rows.prompt_len) - 1
+        device = rows.prompt_len.device
         _register(self, self.rows)
         self.register_buffer("token_row", None, persistent=False)
         self.register_buffer("token_scale", None, persistent=False)
@@ -184,17 +173,6 @@ class Steering(nn.Module):
     def nbytes(self) -> int:
         """Memory of all tables in bytes."""
         return sum(buffer.nbytes for buffer in self.buffers())
-
-
-def write_sets(
-    bank: SteeringBank, layer: int, offered: OfferedSets, slots: Mapping[str, int]
-) -> None:
-    """Write every set's edits at ``layer`` into its slot; a set without any there adds nothing."""
-    offset = 0
-    for content_hash, latent_set in offered.by_hash.items():
-        edits = latent_set.compile(layer)
-        bank.write(slots[content_hash], offset, edits)
-        offset += edits.W_enc.shape[0]
 
 
 def _register(module: nn.Module, tables: Any) -> None:

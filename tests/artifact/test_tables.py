@@ -27,7 +27,7 @@ def tables() -> SteeringTables:
 
 def test_equal_content_shares_a_slot(tables: SteeringTables) -> None:
     assert tables.load(make_set(2)) == tables.load(make_set(2))
-    assert tables.load(make_set(2, value=2.0)) != tables.slot(make_set(2).content_hash)
+    assert tables.load(make_set(2, value=2.0)) != tables.slots[make_set(2).content_hash]
 
 
 def test_rows_of_different_sets_do_not_overlap(tables: SteeringTables) -> None:
@@ -47,7 +47,7 @@ def test_a_hole_left_by_unloading_is_used_again(tables: SteeringTables) -> None:
     tables.unload(sets[1].content_hash)
     slot = tables.load(make_set(2, value=9.0))
     assert int(tables.banks[1].offset[slot]) == 3
-    assert tables.hashes == {s.content_hash for s in (sets[0], sets[2], make_set(2, value=9.0))}
+    assert set(tables.slots) == {s.content_hash for s in (sets[0], sets[2], make_set(2, value=9.0))}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tables.load(bad)
-    assert not tables.hashes
+    assert not tables.slots
     assert all(table.abs().max() == 0 for table in tables.banks[1] if table.dtype != torch.bool)
 
 
@@ -73,3 +73,11 @@ def test_full_slots_are_refused(tables: SteeringTables) -> None:
         tables.load(make_set(1, value=value))
     with pytest.raises(ValueError, match="max_sets: all 3 slots are taken"):
         tables.load(make_set(1, value=4.0))
+
+
+def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
+    capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
+    tables = SteeringTables([0, 1], D_MODEL, 2, capacity, torch.float32, "cpu", owned=[1])
+    assert tables.load(make_set(1, layer=0)) == 0
+    assert list(tables.banks) == [1]
+    assert int(tables.banks[1].n_latents[0]) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saif_kernels import LatentEdits, SteeringBank, Window
+from saif_kernels import LatentEdits, RequestRows, SteeringBank, Window
 from saif_vllm.attach import decoder_layers, refuse_unsupported
 from saif_vllm.op import steering_hook
 from saif_vllm.request import SetUse, Steered
@@ -21,7 +21,7 @@ MAX_REQUESTS, MAX_TOKENS = 3, 32
 
 @pytest.fixture
 def step() -> StepTables:
-    return StepTables(SLOTS, MAX_REQUESTS, 2, MAX_TOKENS, torch.device("cpu"))
+    return StepTables(SLOTS, RequestRows.allocate(MAX_REQUESTS + 1, 2, "cpu"), MAX_TOKENS)
 
 
 def asking(*sets: str, **window: Any) -> dict[str, object]:
