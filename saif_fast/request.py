@@ -12,6 +12,7 @@ from saif_kernels import OPEN_STOP, Window
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
+MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
 _TERM = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)\s*(?:\*\s*(?P<strength>\S+))?")
 
 
@@ -38,7 +39,7 @@ def parse_request(
     ``saif_scope``  generated (default), prompt, all            positions that are steered
     ``saif_start``  int >= 0, in generated tokens               first one steered
     ``saif_stop``   int > start, in generated tokens            first one no longer steered
-    ``saif_decay``  omega >= 0, or "omega,power"                1 / (1 + omega * t) ** power
+    ``saif_decay``  omega, or "omega,power"; 0 to 1000          1 / (1 + omega * t) ** power
     =============== =========================================== ==================================
 
     Args:
@@ -50,7 +51,7 @@ def parse_request(
     Raises:
         ValueError: anything else; the message names what is available.
     """
-    given = {k: v for k, v in (extra_args or {}).items() if k.startswith("saif")}
+    given = {k: v for k, v in (extra_args or {}).items() if str(k).startswith("saif")}
     unknown = sorted(set(given) - set(REQUEST_KEYS))
     if unknown:
         raise ValueError(
@@ -149,11 +150,14 @@ def _decay(value: object) -> tuple[float, float]:
     parts = value.split(",") if isinstance(value, str) else [value]
     try:
         numbers = [float(part) for part in parts]  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
-    legal = all(math.isfinite(number) and number >= 0 for number in numbers)
+    legal = all(0 <= number <= MAX_DECAY for number in numbers)
     if isinstance(value, bool) or not legal or len(numbers) not in (1, 2):
-        raise ValueError(f"saif_decay: expected omega >= 0 or 'omega,power', got {value!r}")
+        raise ValueError(
+            f"saif_decay: expected omega or 'omega,power', each from 0 to {MAX_DECAY:g}, "
+            f"got {str(value)[:40]!r}"
+        )
     return numbers[0], numbers[1] if len(numbers) == 2 else Window().power
 
 

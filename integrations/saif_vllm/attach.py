@@ -16,8 +16,22 @@ from saif_vllm.tables import LayerTables, Steering, StepTables
 
 logger = logging.getLogger("vllm.saif")
 
-# These return (whole stream, layer input): their sum is not the residual stream.
-_WHOLE_STREAM = ("CohereDecoderLayer", "Cohere2DecoderLayer")
+# These return the whole stream beside an input of the layer or of its second half: the sum of the
+# two is not the residual stream. Subclasses count.
+_WHOLE_STREAM = frozenset(
+    {
+        "CohereCompassDecoderLayer",
+        "CohereDecoderLayer",
+        "Cohere2MoeDecoderLayer",
+        "Exaone4DecoderLayer",
+        "GraniteMoeHybridAttentionDecoderLayer",
+        "GraniteMoeHybridMambaDecoderLayer",
+        "HyperCLOVAXDecoderLayer",
+        "MuseGlimmerDecoderLayer",
+        "PhiMoEDecoderLayer",
+        "StablelmDecoderLayer",
+    }
+)
 
 
 def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
@@ -41,7 +55,7 @@ def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
         )
     layers = found[0][1]
     for layer in layers:
-        if type(layer).__name__ in _WHOLE_STREAM:
+        if _WHOLE_STREAM & {cls.__name__ for cls in type(layer).__mro__}:
             raise ValueError(
                 f"{type(layer).__name__}: expected a layer whose outputs sum to the residual stream"
             )
@@ -55,6 +69,10 @@ def refuse_unsupported(vllm_config: Any) -> None:
         "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "kv_sharing_fast_prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
+        # The torch implementation of the op looks at the batch on the host.
+        "CUDA graphs (enforce_eager=True switches them off)": (
+            vllm_config.compilation_config.cudagraph_mode.name != "NONE"
+        ),
     }
     for feature, used in refused.items():
         if used:

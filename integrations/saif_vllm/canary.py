@@ -65,6 +65,9 @@ def _forward(runner: Any, decode: bool) -> Any:
     if decode:
         # What a decode step of one request runs, drafts included.
         n_tokens = getattr(runner, "uniform_decode_query_len", None) or runner.decode_query_len
+    elif hasattr(runner, "model_state"):
+        # V2 makes requests of one token, a decode batch again, as long as there are enough.
+        n_tokens = min(runner.max_num_reqs + 1, runner.max_num_tokens)
     else:
         n_tokens = min(_N_TOKENS, runner.max_num_tokens)
     options = {} if hasattr(runner, "model_state") else {"force_attention": True}

@@ -1,8 +1,8 @@
 """How an engine is started with steering: what is fixed at start, and where the sets are.
 
-Everything in vLLM's ``additional_config`` is part of its compile key. So the hooked layers and the
-capacities are there, since they shape the compiled graph; the set directory travels in the
-environment, which engine core and workers inherit.
+Everything in vLLM's ``additional_config`` is part of its compile key. The hooked layers are there,
+since they shape the compiled graph, and the capacities, on which all processes must agree; the set
+directory travels in the environment, which engine core and workers inherit.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def engine_args(
     layers: Sequence[int] | None = None,
     max_sets: int = 32,
     max_latents: int = 1024,
-    max_sets_per_request: int = 4,
+    max_sets_per_request: int = 8,
     max_strength: float = 10.0,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from saif_kernels import Window
 from saif_vllm.config import SteeringConfig
 from saif_vllm.sets import OfferedSets
 
-# "siaf" is 0.75 from "saif"; keys that vLLM and its users put beside ours are far below.
-_MISSPELT = 0.75
+# "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
+_MISSPELT = 0.8
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -47,14 +47,20 @@ def check_keys(extra_args: Mapping[str, object] | None) -> None:
     Such a request would be served unsteered, which no one would notice.
     """
     for key in extra_args or {}:
-        if key in REQUEST_KEYS:
-            continue
-        name = key.lower().replace("-", "_")
-        near = difflib.get_close_matches(name, REQUEST_KEYS, n=1, cutoff=_MISSPELT)
-        if near or name.startswith("saif"):
+        if key not in REQUEST_KEYS and _is_near(str(key)):
             raise ValueError(
                 f"unknown steering argument {key!r}; available: {', '.join(REQUEST_KEYS)}"
             )
+
+
+def _is_near(key: str) -> bool:
+    name = key.lower().replace("-", "_")
+    stem = name.partition("_")[0]
+    return (
+        name.startswith("saif")
+        or sorted(stem) == sorted("saif")
+        or difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT
+    )
 
 
 def resolve(
@@ -67,14 +73,15 @@ def resolve(
     Raises:
         ValueError: names what is available.
     """
-    check_keys(extra_args)
     if offered is None or config is None:
-        asked = sorted(set(extra_args or {}) & set(REQUEST_KEYS))
-        if asked:
-            raise ValueError(
-                f"{asked[0]}: this engine does not steer; start it with saif_vllm.engine_args"
-            )
+        # Others' keys are not ours to judge where nothing of ours is in use.
+        for key in extra_args or {}:
+            if str(key).startswith("saif"):
+                raise ValueError(
+                    f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
+                )
         return None
+    check_keys(extra_args)
     parsed = parse_request(
         extra_args,
         available=offered.sets,
@@ -117,22 +124,43 @@ def admit(request: Any, offered: OfferedSets | None, config: SteeringConfig | No
     for use in steered.sets:
         if use.content_hash not in offered.by_hash:
             raise ValueError(f"set {use.name!r} has changed since the engine started")
-    request.cache_salt = cache_salt(request.cache_salt, steered, offered)
+    refuse_streaming_input(request)
+    request.cache_salt = cache_salt(request.cache_salt, steered, offered, _prompt_len(request))
     # The parameters are the engine's own copy, but children of one request (n > 1) share the
     # dictionary: replace it.
     params.extra_args = with_steering(extra_args, msgspec.structs.replace(steered, admitted=True))
 
 
-def cache_salt(salt: str | None, steered: Steered, offered: OfferedSets) -> str | None:
+def refuse_streaming_input(request: Any) -> None:
+    """Raise ValueError for a steered request whose prompt comes in pieces.
+
+    vLLM keeps the first piece's cache salt for all of them, and where the prompt ends moves.
+    """
+    if request.resumable:
+        raise ValueError("saif: expected a request with its whole prompt, got streaming input")
+
+
+def _prompt_len(request: Any) -> int:
+    prompt = request.prompt_token_ids
+    return len(request.prompt_embeds if prompt is None else prompt)
+
+
+def cache_salt(
+    salt: str | None, steered: Steered, offered: OfferedSets, prompt_len: int
+) -> str | None:
     """The prefix cache's salt: the user's own, and all that changes a block's content.
 
-    At the last layer steering changes no KV: such a request shares the cache with everyone.
+    At the last layer steering changes no KV: such a request shares the cache with everyone. Below
+    it, what was generated (steered) in one turn of a chat is prompt (unsteered) in the next, so
+    where the prompt ends counts too, unless all positions are steered alike.
     """
     uses = [use for use in steered.sets if offered.changes_kv(use.content_hash)]
     if not uses:
         return salt
     deep = sorted((use.content_hash, use.strength) for use in uses)
-    content = msgspec.json.encode((salt, deep, tuple(steered.window)))
+    alike = steered.window == Window(prompt=True)
+    window = (tuple(steered.window), None if alike else prompt_len)
+    content = msgspec.json.encode((salt, deep, window))
     return f"saif-{hashlib.sha256(content).hexdigest()}"
 
 

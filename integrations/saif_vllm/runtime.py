@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from saif_fast.hf import encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
-from saif_vllm.config import engine_args
+from saif_vllm.config import SET_DIR_VARIABLE, engine_args
 
 _KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memory
 
@@ -25,9 +26,9 @@ class VllmRuntime:
     Args:
         model: a directory or a hub name.
         sets: the sets that a request may name.
-        options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. On a CPU the KV cache is 1 GiB and
-            nothing is compiled, unless they say otherwise: a tiny model is served before a compiler
-            is done.
+        options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. Nothing is compiled and on a CPU
+            the KV cache is 1 GiB, unless they say otherwise: a tiny model is served before a
+            compiler is done.
 
     Raises:
         ValueError: a set does not fit the model.
@@ -43,14 +44,11 @@ class VllmRuntime:
         from vllm.platforms import current_platform
 
         loaded = sets.load_all() if isinstance(sets, SetDirectory) else dict(sets)
+        options = {"enforce_eager": True, **options}
         if current_platform.is_cpu():
-            options = {
-                "kv_cache_memory_bytes": _KV_CACHE_ON_CPU,
-                "enforce_eager": True,
-                **options,
-            }
-        ours = set(inspect.signature(engine_args).parameters) - {"set_dir"}
-        steering = {name: options.pop(name) for name in ours & options.keys()}
+            options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
+        known = set(inspect.signature(engine_args).parameters) - {"set_dir"}
+        steering = {name: options.pop(name) for name in known & options.keys()}
         with tempfile.TemporaryDirectory(prefix="saif-sets-") as folder:
             # Of a mapping the engine needs files, and those only until it has started.
             for name, latent_set in loaded.items():
@@ -59,8 +57,13 @@ class VllmRuntime:
                 live = [sum(found.n_live.values()) for found in loaded.values()]
                 steering.setdefault("max_sets", max(32, len(loaded)))
                 steering.setdefault("max_latents", max(1024, sum(live)))
-                options |= engine_args(folder, **steering)
-            self._llm = LLM(str(model), **options)
+                ours = engine_args(folder, **steering)
+                ours["additional_config"] |= options.get("additional_config", {})
+                options |= ours
+            try:
+                self._llm = LLM(str(model), **options)
+            finally:
+                os.environ.pop(SET_DIR_VARIABLE, None)  # the folder goes, too
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:

@@ -31,6 +31,9 @@ def arm() -> None:
     from vllm.v1.engine.input_processor import InputProcessor
 
     _wrap(InputProcessor, "__init__", ("self", "vllm_config"), _init_front_end)
+    for owner in (InputProcessor, EngineCore):
+        # Those that were made before this have never read a configuration: they do not steer.
+        owner.saif_config = owner.saif_offered = None
     inputs = ("self", "request_id", "prompt", "params")
     _wrap(InputProcessor, "process_inputs", inputs, _process_inputs)
     _wrap(EngineCore, "_initialize_kv_caches", ("self", "vllm_config"), _initialize_kv_caches)
@@ -140,7 +143,7 @@ def _process_inputs(
     from vllm.sampling_params import SamplingParams
 
     from saif_vllm.errors import SteeringRequestError
-    from saif_vllm.request import resolve, with_steering
+    from saif_vllm.request import refuse_streaming_input, resolve, with_steering
 
     sampling = isinstance(params, SamplingParams)
     extra_args = params.extra_args if sampling else getattr(params, "extra_kwargs", None)
@@ -152,6 +155,10 @@ def _process_inputs(
         raise SteeringRequestError("saif: expected a generation request, got a pooling request")
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if steered is not None:
+        try:
+            refuse_streaming_input(request)
+        except ValueError as error:
+            raise SteeringRequestError(str(error)) from error
         # The engine's copy may share the dictionary with the caller's: a new one.
         request.sampling_params.extra_args = with_steering(extra_args, steered)
     return request
@@ -261,8 +268,13 @@ def _arm_v2(state: Any, step: Any) -> None:
     def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
         result = original_prepare(input_batch, req_states)
         step.begin_step(
-            # Dummy batches have ids of their own, which no request has: unsteered.
-            batch=[requests.get(name, BatchRequest(name, None, 0)) for name in input_batch.req_ids],
+            batch=[
+                # Only a dummy batch has ids that the runner does not know: unsteered.
+                requests[name]
+                if name in req_states.req_id_to_index
+                else BatchRequest(name, None, 0)
+                for name in input_batch.req_ids
+            ],
             query_start_loc=input_batch.query_start_loc[: input_batch.num_reqs + 1],
             positions=input_batch.positions,
             n_tokens=input_batch.num_tokens_after_padding,

@@ -146,7 +146,7 @@ class LayerTables(nn.Module):
         self.n_steered: Tensor = torch.zeros((), dtype=torch.int64, device=bank.vector.device)
 
     def steer(self, hidden: Tensor, residual: Tensor | None) -> None:
-        """Steer ``hidden`` [T, d_model] in place; called by the op, inside CUDA graphs too."""
+        """Steer ``hidden`` [T, d_model] in place; called by the op."""
         step = self.step
         steer_(hidden, residual, self.bank, step.rows, step.token_row, step.token_scale)
         self.n_steered.add_((step.token_row[: hidden.shape[0]] >= 0).sum())

@@ -85,6 +85,9 @@ BAD = [
     pytest.param({"saif": "french", "saif_decay": "1,2,3"}, "saif_decay", id="long-decay"),
     pytest.param({"saif": "french", "saif_decay": "nan"}, "saif_decay", id="nan-decay"),
     pytest.param({"saif": "french", "saif_decay": [1]}, "saif_decay", id="list-decay"),
+    pytest.param({"saif": "french", "saif_decay": "1e39"}, "saif_decay", id="beyond-fp32"),
+    pytest.param({"saif": "french", "saif_decay": "1,1e39"}, "saif_decay", id="power-beyond-fp32"),
+    pytest.param({"saif": "french", "saif_decay": 10**400}, "saif_decay", id="beyond-a-float"),
     pytest.param(
         {"saif": "french", "saif_scope": "prompt", "saif_stop": 2}, "saif_stop: expected none",
         id="window-in-prompt",

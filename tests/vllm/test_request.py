@@ -21,12 +21,18 @@ def offered(sets: Mapping[str, LatentSet]) -> OfferedSets:
     return OfferedSets(sets, CONFIG, hidden_size=64, num_layers=3)
 
 
-def core_request(extra_args: object, salt: str | None = None) -> Any:
-    return SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra_args), cache_salt=salt)
+def core_request(extra_args: object, salt: str | None = None, **fields: Any) -> Any:
+    return SimpleNamespace(
+        sampling_params=SimpleNamespace(extra_args=extra_args),
+        cache_salt=salt,
+        **{"prompt_token_ids": [1, 2, 3], "prompt_embeds": None, "resumable": False, **fields},
+    )
 
 
-def admitted(asked: dict[str, object], offered: OfferedSets, salt: str | None = None) -> Any:
-    request = core_request(asked, salt)
+def admitted(
+    asked: dict[str, object], offered: OfferedSets, salt: str | None = None, **fields: Any
+) -> Any:
+    request = core_request(asked, salt, **fields)
     admit(request, offered, CONFIG)
     return request
 
@@ -53,13 +59,19 @@ def test_a_key_that_nearly_is_ours_is_refused(key: str) -> None:
         "max_think_tokens",
         "target_token",
         "seed",
-        "safe_mode",
+        "safe",
+        "safe_stop",
+        "said",
         "n",
         "",
     ],
 )
 def test_keys_of_others_are_left_alone(key: str) -> None:
     check_keys({key: 1})
+
+
+def test_keys_need_not_be_strings() -> None:
+    check_keys({1: "x"})  # type: ignore[dict-item]
 
 
 def test_names_become_hashes_and_other_keys_stay(
@@ -83,7 +95,7 @@ def test_names_become_hashes_and_other_keys_stay(
 
 
 def test_an_engine_without_steering_refuses_to_be_asked() -> None:
-    assert resolve({"other": 1}, None, None) is None
+    assert resolve({"other": 1, "siaf": 1}, None, None) is None
     for asked in ({"saif": "french"}, {"saif_start": 1}):
         with pytest.raises(ValueError, match="this engine does not steer"):
             resolve(asked, None, None)
@@ -158,6 +170,37 @@ def test_below_it_everything_that_changes_kv_is_in_the_salt(offered: OfferedSets
     salts |= {admitted(asked[0], offered, salt).cache_salt for salt in ("mine", "yours", "")}
     assert None not in salts
     assert len(salts) == len(asked) + 3
+
+
+@pytest.mark.parametrize(
+    ("window", "counts"),
+    [
+        ({}, True),
+        ({"saif_scope": "prompt"}, True),
+        ({"saif_scope": "all", "saif_decay": 0.1}, True),
+        ({"saif_scope": "all"}, False),
+    ],
+    ids=["generated", "prompt", "decay", "everywhere"],
+)
+def test_where_the_prompt_ends_is_in_the_salt_unless_all_is_steered_alike(
+    window: dict[str, object], counts: bool, offered: OfferedSets
+) -> None:
+    # One turn's reply is the next turn's prompt: steered there, and not here.
+    salts = {
+        admitted({"saif": "add_middle", **window}, offered, **prompt).cache_salt
+        for prompt in (
+            {"prompt_token_ids": [1] * 40},
+            {"prompt_token_ids": [1] * 41},
+            {"prompt_token_ids": None, "prompt_embeds": [0.0] * 42},
+        )
+    }
+    assert len(salts) == (3 if counts else 1)
+
+
+def test_streaming_input_is_refused(offered: OfferedSets) -> None:
+    with pytest.raises(ValueError, match="got streaming input"):
+        admit(core_request({"saif": "add_last"}, resumable=True), offered, CONFIG)
+    admit(core_request({"other": 1}, resumable=True), offered, CONFIG)
 
 
 def test_what_changes_no_kv_is_not_in_the_salt(offered: OfferedSets) -> None:

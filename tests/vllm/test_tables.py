@@ -176,23 +176,32 @@ class CohereDecoderLayer(nn.Module):
     pass
 
 
+class CohereEagleDecoderLayer(CohereDecoderLayer):
+    pass
+
+
 def test_a_stream_that_is_not_the_sum_of_the_outputs_is_refused() -> None:
     model = nn.Module()
-    model.layers = nn.ModuleList([CohereDecoderLayer()])
-    with pytest.raises(ValueError, match="CohereDecoderLayer"):
+    model.layers = nn.ModuleList([CohereEagleDecoderLayer()])
+    with pytest.raises(ValueError, match="CohereEagleDecoderLayer"):
         decoder_layers(model, 1)
 
 
 @pytest.mark.parametrize(
-    "on", ["use_ubatching", "prefill_context_parallel_size", "kv_sharing_fast_prefill", None]
+    "on",
+    ["use_ubatching", "prefill_context_parallel_size", "kv_sharing_fast_prefill", "graphs", None],
 )
 def test_engine_features_that_would_steer_wrongly_are_refused(on: str | None) -> None:
+    modes = pytest.importorskip("vllm.config").CUDAGraphMode
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(
             use_ubatching=on == "use_ubatching",
             prefill_context_parallel_size=1 + (on == "prefill_context_parallel_size"),
         ),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=on == "kv_sharing_fast_prefill"),
+        compilation_config=SimpleNamespace(
+            cudagraph_mode=modes.FULL_AND_PIECEWISE if on == "graphs" else modes.NONE
+        ),
     )
     if on is None:
         refuse_unsupported(config)
