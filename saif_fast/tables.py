@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from saif_fast.latent_set import LatentSet
-from saif_kernels import RequestRows, SteeringBank
+from saif_kernels import LatentEdits, RequestRows, SteeringBank
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SteeringTables:
 
         Raises:
             ValueError: it was made for another model shape, edits a layer that is not hooked, or
-                does not fit; nothing was written.
+                does not fit, in number or in the model's dtype; nothing was written.
         """
         if latent_set.content_hash in self._slots:
             return self._slots[latent_set.content_hash]
@@ -96,8 +96,11 @@ class SteeringTables:
             if layer in self.banks
         }
         slot = min(free)
+        compiled = {layer: latent_set.compile(layer) for layer in offsets}
+        for layer, edits in compiled.items():
+            _check_range(layer, edits, self.banks[layer].vector.dtype)
         for layer, offset in offsets.items():
-            edits = latent_set.compile(layer)
+            edits = compiled[layer]
             self.banks[layer].write(slot, offset, edits)
             self._pool[layer][slot] = range(offset, offset + edits.W_enc.shape[0])
         self._slots[latent_set.content_hash] = slot
@@ -125,3 +128,12 @@ class SteeringTables:
                 f"of layer {layer}"
             )
         return start
+
+
+def _check_range(layer: int, edits: LatentEdits, dtype: torch.dtype) -> None:
+    for name in ("W_enc", "W_dec", "vector"):
+        if not getattr(edits, name).to(dtype).isfinite().all():
+            raise ValueError(
+                f"latent set {name} at layer {layer}: expected values within {dtype}, "
+                "got larger ones"
+            )

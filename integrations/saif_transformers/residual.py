@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saif_fast.hf import decoder_layers
-from saif_fast.latent_set import LatentSet, check_combination
-from saif_fast.request import SteeringRequest
+from saif_fast.latent_set import LatentSet
+from saif_fast.request import SteeringRequest, check_combination
 from saif_fast.tables import Capacity, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import SteeringRequest, parse_request
+from saif_fast.request import SteeringRequest, check_strength, parse_request
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.residual import ResidualSteering
 
@@ -84,6 +84,8 @@ def _parse(
         unknown = [name for name, _ in request.sets if name not in names]
         if unknown:
             raise ValueError(f"requests: expected sets among {list(names)}, got {unknown[0]!r}")
+        for name, strength in request.sets:
+            check_strength(name, strength)
         return request
     extra_args = {"saif": request, **options} if isinstance(request, str) else request
     return parse_request(extra_args, available=names)

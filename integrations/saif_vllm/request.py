@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from saif_fast.latent_set import check_combination
-from saif_fast.request import REQUEST_KEYS, parse_request
+from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
 from saif_kernels import Window
 from saif_vllm.config import SteeringConfig
 from saif_vllm.sets import OfferedSets
-
-# "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
-_MISSPELT = 0.8
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -41,28 +36,6 @@ class Steered(msgspec.Struct, frozen=True):
     admitted: bool = False
 
 
-def check_keys(extra_args: Mapping[str, object] | None) -> None:
-    """Raise ValueError for a key that nearly is one of ours.
-
-    Such a request would be served unsteered, which no one would notice.
-    """
-    for key in extra_args or {}:
-        if key not in REQUEST_KEYS and _is_near(str(key)):
-            raise ValueError(
-                f"unknown steering argument {key!r}; available: {', '.join(REQUEST_KEYS)}"
-            )
-
-
-def _is_near(key: str) -> bool:
-    name = key.lower().replace("-", "_")
-    stem = name.partition("_")[0]
-    return (
-        name.startswith("saif")
-        or sorted(stem) == sorted("saif")
-        or difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT
-    )
-
-
 def resolve(
     extra_args: Mapping[str, object] | None,
     offered: OfferedSets | None,
@@ -81,7 +54,6 @@ def resolve(
                     f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
                 )
         return None
-    check_keys(extra_args)
     parsed = parse_request(
         extra_args,
         available=offered.sets,

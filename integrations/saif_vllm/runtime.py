@@ -49,6 +49,7 @@ class VllmRuntime:
             options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
         known = set(inspect.signature(engine_args).parameters) - {"set_dir"}
         steering = {name: options.pop(name) for name in known & options.keys()}
+        before = os.environ.get(SET_DIR_VARIABLE)
         with tempfile.TemporaryDirectory(prefix="saif-sets-") as folder:
             # Of a mapping the engine needs files, and those only until it has started.
             for name, latent_set in loaded.items():
@@ -63,7 +64,10 @@ class VllmRuntime:
             try:
                 self._llm = LLM(str(model), **options)
             finally:
-                os.environ.pop(SET_DIR_VARIABLE, None)  # the folder goes, too
+                if before is None:
+                    os.environ.pop(SET_DIR_VARIABLE, None)  # its folder goes, too
+                else:
+                    os.environ[SET_DIR_VARIABLE] = before
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:

@@ -55,7 +55,7 @@ class StepTables(nn.Module):
         self._held: dict[str, _Held] = {}
         self._free = list(reversed(range(max_requests)))
         self._filled = 0  # tokens from here on have row -1
-        self._forced = False
+        self.forced = False
 
     def begin_step(
         self,
@@ -72,7 +72,7 @@ class StepTables(nn.Module):
             positions: [>= n_tokens] integer on the device.
             n_tokens: an upper bound of the batch's tokens; padding beyond is never steered.
         """
-        if self._forced:
+        if self.forced:
             return
         rows = self._assign(batch)
         if not self._held:
@@ -94,7 +94,7 @@ class StepTables(nn.Module):
 
     def force_row(self, row: int | None) -> None:
         """Give every token ``row`` and scale 1, whatever the batch; None ends that."""
-        self._forced = row is not None
+        self.forced = row is not None
         self.token_row.fill_(-1 if row is None else row)
         self.token_scale.fill_(0.0 if row is None else 1.0)
 
@@ -136,7 +136,7 @@ class StepTables(nn.Module):
 
 
 class LayerTables(nn.Module):
-    """The bank of one hooked layer, and a device counter of the tokens it has steered."""
+    """The bank of one hooked layer, and a device counter of the tokens the canary steered."""
 
     def __init__(self, bank: SteeringBank, step: StepTables) -> None:
         super().__init__()
@@ -149,7 +149,8 @@ class LayerTables(nn.Module):
         """Steer ``hidden`` [T, d_model] in place; called by the op."""
         step = self.step
         steer_(hidden, residual, self.bank, step.rows, step.token_row, step.token_scale)
-        self.n_steered.add_((step.token_row[: hidden.shape[0]] >= 0).sum())
+        if step.forced:  # only the canary asks
+            self.n_steered.add_((step.token_row[: hidden.shape[0]] >= 0).sum())
 
 
 class Steering(nn.Module):

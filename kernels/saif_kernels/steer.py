@@ -8,9 +8,6 @@ from torch import Tensor
 from saif_kernels.bank import SteeringBank
 from saif_kernels.rows import RequestRows
 
-# Rows gathered at once by the reference, in elements: bounds its memory at any batch size.
-_GATHER_ELEMENTS = 1 << 22
-
 
 def steer_torch_(
     hidden: Tensor,
@@ -97,39 +94,30 @@ def steer_reference(
     token_scale: Tensor,
 ) -> None:
     """The implementation behind both, over the flat tensors of a schema."""
-    n_tokens, d_model = hidden.shape
+    n_tokens = hidden.shape[0]
     token_row, token_scale = token_row[:n_tokens], token_scale[:n_tokens]
     token = ((token_row >= 0) & (token_scale != 0)).nonzero().squeeze(1)
     if token.numel() == 0:
         return
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     row = token_row[token].long()
-    slot = set_slot[row].long()  # [t, M]
+    slot = set_slot[row]  # [t, M]
     weight = torch.where(slot >= 0, strength[row], 0.0) * token_scale[token, None]  # [t, M]
-    slot = slot.clamp(min=0)
-    live = torch.where(weight != 0, n_latents[slot], 0)  # [t, M] latents of each pair
-    n_live = int(live.max())
 
     chosen = hidden[token]
-    x = chosen if residual is None else chosen + residual[token]
-    delta = torch.zeros(token.numel(), d_model, dtype=accumulate, device=hidden.device)
-    step = max(1, _GATHER_ELEMENTS // (d_model * max(1, n_live) * slot.shape[1]))
-    for begin in range(0, token.numel(), step):
-        part = slice(begin, begin + step)
-        w, s = weight[part].to(accumulate), slot[part]
-        delta[part] += torch.einsum("tm,tmd->td", w, vector[s].to(accumulate))
-        if n_live == 0:
-            continue
-        lane = torch.arange(n_live, device=hidden.device)
-        used = lane < live[part, :, None]  # [t, M, K]
-        pool = torch.where(used, offset[s][:, :, None] + lane, 0)
-        pre = torch.einsum("td,tmkd->tmk", x[part].to(accumulate), W_enc[pool].to(accumulate))
-        pre = pre + b_enc[pool]
-        a = torch.where(pre > threshold[pool], pre, 0.0)
-        # where, not a product: lo = -inf is legal, and 0 * inf is not a number.
-        change = torch.maximum(lo[pool].to(accumulate), p[pool] + q[pool] * a)
-        change = torch.where(used & (~gated[pool] | (a > 0)), change, 0.0)
-        delta[part] += torch.einsum(
-            "tmk,tmkd->td", change * w[:, :, None], W_dec[pool].to(accumulate)
-        )
+    x = (chosen if residual is None else chosen + residual[token]).to(accumulate)
+    delta = torch.zeros_like(x)
+    pair_token, pair = weight.nonzero(as_tuple=True)
+    pair_slot = slot[pair_token, pair].long()
+    pair_weight = weight[pair_token, pair].to(accumulate)
+    for s in pair_slot.unique().tolist():
+        mine = pair_slot == s
+        t = pair_token[mine]
+        live = slice(int(offset[s]), int(offset[s] + n_latents[s]))
+        pre = x[t] @ W_enc[live].to(accumulate).T + b_enc[live]
+        a = torch.where(pre > threshold[live], pre, 0.0)
+        change = torch.maximum(lo[live].to(accumulate), p[live] + q[live] * a)
+        change = torch.where(~gated[live] | (a > 0), change, 0.0)
+        change = vector[s].to(accumulate) + change @ W_dec[live].to(accumulate)
+        delta.index_add_(0, t, pair_weight[mine, None] * change)
     hidden[token] = (chosen.to(accumulate) + delta).to(hidden.dtype)

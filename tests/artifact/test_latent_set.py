@@ -20,8 +20,8 @@ from saif_fast.latent_set import (
     SaeReference,
     Site,
     SiteTensors,
-    check_combination,
 )
+from saif_fast.request import check_combination
 
 D_MODEL = 8
 KEY = "saif_latent_set"
@@ -180,12 +180,19 @@ def test_an_interrupted_save_keeps_the_old_file(
     before = saved.read_bytes()
 
     def full_disk(self: Path, data: bytes) -> int:
+        self.touch()
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space"):
         LatentSet.from_vector(torch.ones(8), layer=0, num_layers=4).save(saved)
     assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_directory_is_not_written_over(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a file to write, got a directory"):
+        example().save(tmp_path)
 
 
 def test_a_direction_becomes_a_unit_projection() -> None:

@@ -36,6 +36,12 @@ def test_a_name_cannot_leave_the_directory(tmp_path: Path) -> None:
         SetDirectory(tmp_path).load("../french")
 
 
+def test_a_file_that_no_request_could_name_is_named(tmp_path: Path) -> None:
+    vector_set(1.0).save(tmp_path / "bad name.safetensors")
+    with pytest.raises(ValueError, match=r"bad name\.safetensors: not the name of a set"):
+        SetDirectory(tmp_path).names()
+
+
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a directory"):
         SetDirectory(tmp_path / "none")

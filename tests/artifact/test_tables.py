@@ -81,3 +81,12 @@ def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
     assert tables.load(make_set(1, layer=0)) == 0
     assert list(tables.banks) == [1]
     assert int(tables.banks[1].n_latents[0]) == 0
+
+
+def test_what_overflows_the_models_dtype_is_refused() -> None:
+    capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
+    tables = SteeringTables([1], D_MODEL, 2, capacity, torch.float16, "cpu")
+    large = LatentSet.from_vector(torch.full((D_MODEL,), 1e5), layer=1, num_layers=2)
+    with pytest.raises(ValueError, match=r"vector at layer 1: .* within torch\.float16"):
+        tables.load(large)
+    assert not tables.slots

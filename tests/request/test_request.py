@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from saif_fast.request import parse_request
+from saif_fast.request import check_keys, parse_request
 from saif_kernels import OPEN_STOP, Window
 
 AVAILABLE = ["formal", "french", "g-1.x"]
@@ -109,3 +109,45 @@ def test_too_many_sets() -> None:
 def test_strengths_go_further_when_configured() -> None:
     request = parse_request({"saif": "french*50"}, available=AVAILABLE, max_strength=100)
     assert request is not None and request.sets == (("french", 50.0),)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["siaf", "sai", "saiff", "SAIF", "Saif", "saif-scope", "saif_scop", "siaf_start", "saifscope"],
+)
+def test_a_key_that_nearly_is_ours_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown steering argument '{key}'; available: saif, "):
+        check_keys({key: "french"})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "kv_transfer_params",
+        "min_tokens",
+        "start",
+        "scope",
+        "salt",
+        "cache_salt",
+        "thinking_budget",
+        "max_think_tokens",
+        "target_token",
+        "seed",
+        "safe",
+        "safe_stop",
+        "said",
+        "n",
+        "",
+    ],
+)
+def test_keys_of_others_are_left_alone(key: str) -> None:
+    check_keys({key: 1})
+
+
+def test_keys_need_not_be_strings() -> None:
+    check_keys({1: "x"})  # type: ignore[dict-item]
+
+
+def test_a_misspelt_key_beside_nothing_else_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="unknown steering argument 'siaf'"):
+        parse(siaf="french")

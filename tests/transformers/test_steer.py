@@ -307,7 +307,10 @@ BAD_REQUESTS = {
     "unknown set": ("french", {}, "available"),
     "unknown set in a request": (SteeringRequest(sets=(("french", 1.0),)), {}, "french"),
     "unknown option": ("s", {"saif_scop": "all"}, "saif_scop"),
+    "misspelt key": ({"siaf": "s"}, {}, "unknown steering argument 'siaf'"),
+    "misspelt option": ("s", {"siaf_scope": "all"}, "unknown steering argument 'siaf_scope'"),
     "absurd strength": ("s*1e9", {}, "strength"),
+    "no number in a request": (SteeringRequest(sets=(("s", float("nan")),)), {}, "strength"),
     "two clamps of one latent": ("s + same", {}, "both set latent 0"),
     "another model's set": ("wide", {}, "hidden size 8"),
 }

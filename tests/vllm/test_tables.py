@@ -124,8 +124,10 @@ def test_a_layer_steers_and_counts(step: StepTables) -> None:
     run(step, ("x", A, 2, range(3)), ("y", None, 1, range(2)))
     layer.steer(hidden, torch.zeros(8, 4))
     assert hidden[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
+    assert int(layer.n_steered) == 0  # only the canary counts
+    step.force_row(step.canary_row)
     layer.steer(hidden, None)
-    assert int(layer.n_steered) == 4
+    assert int(layer.n_steered) == 8
 
 
 @pytest.mark.parametrize(
