@@ -73,14 +73,19 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     """Each text as a user's turn in the chat template, up to where the assistant's reply begins.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or one that is broken.
     """
     if tokenizer.chat_template is None:
         raise ValueError("chat: expected a tokenizer with a chat template, got one without")
     turns = [[{"role": "user", "content": text}] for text in texts]
-    rendered: list[str] = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True
-    )
+    from jinja2 import TemplateError
+
+    try:
+        rendered: list[str] = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise ValueError(f"chat template: {error}") from error
     return rendered
 
 

@@ -10,7 +10,8 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import as_task, builtin_contents, load_model, load_sae, read_lines
-from saif_fast.tasks import Task
+from saif_fast.tasks import Task, get_task, task_names
+from saif_fast.tasks.wordings import NEUTRAL
 
 
 class Position(StrEnum):
@@ -37,13 +38,17 @@ def identify(
     contents: Annotated[
         str | None, typer.Option(help="File of contents, one a line; '-' is stdin.")
     ] = None,
-    position: Position = Position.post,
+    position: Annotated[
+        Position | None, typer.Option(help="Of the instruction. [default: post]")
+    ] = None,
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
     ] = None,
-    k: Annotated[int, typer.Option(min=1, help="Latents in the set.")] = 15,
-    beta: Annotated[float, typer.Option(help="Strength mu + beta * sigma.")] = 0.0,
+    k: Annotated[int | None, typer.Option(min=1, help="Latents in the set. [default: 15]")] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="Strength mu + beta * sigma. [default: 0]")
+    ] = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose k and beta on the task's select contents.")
     ] = False,
@@ -58,7 +63,14 @@ def identify(
         raise ValueError("identify: expected either --pairs or --instruction")
     if pairs is not None and contents is not None:
         raise ValueError("--contents: expected with --instruction, got it with --pairs")
-    named = as_task(instruction[0]) if instruction and len(instruction) == 1 else None
+    if pairs is not None and position is not None:
+        raise ValueError("--position: expected with --instruction, since pairs have their own")
+    if auto and (k is not None or beta is not None):
+        raise ValueError("--auto: expected without --k and --beta, which it chooses")
+    if output.is_dir():
+        raise ValueError(f"--output {output}: expected a file to write, got a directory")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    named = as_task(instruction) if instruction else None
     if auto and named is None:
         raise ValueError(
             "--auto: expected --instruction with the name of a task, which scores replies"
@@ -66,12 +78,10 @@ def identify(
     if pairs is not None:
         contrast = load_pairs(pairs)
     else:
-        given: dict[str, Any] = {"contents": builtin_contents(), "wordings": instruction}
-        if named is not None:
-            given = _of_task(named)
+        given = _of_task(named) if named is not None else of_texts(instruction or [])
         if contents is not None:
             given["contents"] = read_lines(contents, "--contents")
-        contrast = build_pairs(position=position.value, **given)
+        contrast = build_pairs(position=(position or Position.post).value, **given)
     read = load_sae(sae)
     loaded, tokenizer = load_model(model)
     activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
@@ -89,7 +99,7 @@ def identify(
             f"{choice.selected.n} select contents strictly right"
         )
     else:
-        found = statistics.latent_set(k, beta)
+        found = statistics.latent_set(15 if k is None else k, 0.0 if beta is None else beta)
     found.save(output)
     out.print(found.describe(), markup=False, highlight=False, soft_wrap=True)
     say(f"wrote {output}")
@@ -102,6 +112,21 @@ def _of_task(task: Task) -> dict[str, Any]:
         "neutral": task.neutral,
         "others": task.others,
     }
+
+
+def of_texts(wordings: list[str]) -> dict[str, Any]:
+    """Contents, and negatives with sentences of another meaning, for the user's own wordings.
+
+    Without the latter any appended sentence would tell the two sides apart.
+    """
+    others = [
+        wording.text
+        for name in task_names()
+        for wording in get_task(name).wordings
+        if wording.text not in wordings
+    ]
+    contents = builtin_contents()
+    return {"contents": contents, "wordings": wordings, "neutral": NEUTRAL, "others": others}
 
 
 def _check_disjoint(contents: list[str], task: Task) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from saif_fast import embedded
 from saif_fast.cli.app import quiet
@@ -48,12 +52,18 @@ def load_model(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    _no_progress_bars()
     loaded = _loaded(AutoModelForCausalLM, model, dtype="auto")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval(), load_tokenizer(model)
+
+
+def _no_progress_bars() -> None:
+    if importlib.util.find_spec("transformers") is not None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def count_layers(model: str) -> int:
@@ -68,7 +78,8 @@ def count_layers(model: str) -> int:
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(model_source(model), **options)
-    except (OSError, ValueError) as error:
+    # A damaged weights file is safetensors' own error, weights of another shape a RuntimeError.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # transformers explains itself over several lines; the first says what is wrong.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model: {model!r} cannot be loaded: {reason}") from error
@@ -77,17 +88,39 @@ def _loaded(kind: Any, model: str, **options: Any) -> Any:
 def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
     """Start a runtime for the model that ``--model`` names."""
     quiet()
+    _no_progress_bars()
     try:
         return open_runtime(name, model_source(model), sets)
     except RuntimeError as error:  # vLLM's own, and our plugin's refusal of a vLLM it does not know
         raise ValueError(f"runtime {name}: did not start: {error}") from error
 
 
-def as_task(name: str) -> Task | None:
-    """The task a single ``--instruction`` names, or None where it is the text of an instruction."""
-    module, colon, attribute = name.partition(":")
+def as_task(instructions: list[str]) -> Task | None:
+    """The task that ``--instruction`` names, or None where these are wordings of an instruction.
+
+    Raises:
+        ValueError: a text is empty, a task is one of several, or a single word is nearly a task's
+            name: as the text of an instruction it would be served, and mean nothing.
+    """
+    for text in instructions:
+        if not text.strip():
+            raise ValueError("--instruction: expected a task's name or a text, got an empty one")
+        near = difflib.get_close_matches(text, task_names(), n=1, cutoff=0.7)
+        named = _is_task(text)
+        if named and len(instructions) > 1:
+            raise ValueError(f"--instruction: expected one task or texts only, got task {text!r}")
+        if near and not named:
+            raise ValueError(
+                f"--instruction: {text!r} is no task; the tasks are {', '.join(task_names())}"
+            )
+    (first, *_) = instructions
+    return get_task(first) if _is_task(first) else None
+
+
+def _is_task(text: str) -> bool:
+    module, colon, attribute = text.partition(":")
     own = bool(colon) and attribute.isidentifier() and module.replace(".", "_").isidentifier()
-    return get_task(name) if own or name in task_names() else None
+    return own or text in task_names()
 
 
 def builtin_contents() -> tuple[str, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saif_fast import hf
+from saif_fast import __version__, hf
 from saif_fast.cli.app import out, quiet, say
 from saif_fast.cli.loading import (
     EMBEDDED,
@@ -49,7 +51,7 @@ def make(
         read,
         latents,
         num_layers=num_layers or _layers_of(read, model),
-        provenance=Provenance(method="made", model=read.model_name),
+        provenance=Provenance(method="made", model=read.model_name, version=__version__),
     )
     made.save(output)
     out.print(made.describe(), markup=False, highlight=False, soft_wrap=True)
@@ -104,6 +106,9 @@ def inspect(
     if source is None:
         say("promoted tokens are left out: give --model to see them")
         return
+    if importlib.util.find_spec("transformers") is None:
+        say("promoted tokens are left out: they need transformers (saif-fast[identify])")
+        return
     loaded, tokenizer = load_model(source)
     _check(latent_set, loaded)
     for line in _promoted(latent_set, loaded, tokenizer, tokens):
@@ -140,9 +145,14 @@ def export(
     ] = None,
     strength: Annotated[float, typer.Option(help="Strength of the set.")] = 1.0,
 ) -> None:
-    """Print the set as an OpenAI logit_bias, {token id: bias}, which it nearly is."""
+    """Print the set as an OpenAI logit_bias, {token id: bias}, which it nearly is.
+
+    The shift of the logits is the mean over 64 sentences of the embedded model's tasks.
+    """
     from saif_fast.logit_bias import API_LIMIT, Unembedding, clamped, largest, last_residuals
 
+    if not math.isfinite(strength) or strength == 0:
+        raise ValueError(f"--strength: expected a finite number that is not 0, got {strength}")
     latent_set = LatentSet.load(file)
     if not latent_set.is_last_layer_constant:
         raise ValueError(
@@ -159,7 +169,9 @@ def export(
     _check(latent_set, loaded)
     (layer,) = latent_set.layers
     prompts = list(builtin_contents()[:_N_CONTENTS])
-    if tokenizer.chat_template is not None:
+    # As the set was found; one that was made by hand goes with the tokenizer.
+    chat = latent_set.provenance.notes.get("chat", "true") == "true"
+    if chat and tokenizer.chat_template is not None:
         prompts = hf.chat_texts(tokenizer, prompts)
     residual = last_residuals(loaded, tokenizer, prompts)
     vector = strength * latent_set.compile(layer).vector

@@ -16,6 +16,8 @@ from saif_fast.identify.pairs import ContrastPairs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PLAIN_CORPUS = "built-in everyday English (identify/plain_text.txt)"
+
 
 @dataclass(frozen=True, eq=False)
 class ActivationSet:
@@ -28,6 +30,7 @@ class ActivationSet:
     model_name: str
     num_layers: int
     chat: bool  # whether the prompts went through the chat template
+    plain_corpus: str = PLAIN_CORPUS  # which text ``plain`` is
 
     def at(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positive, negative and plain at ``layer``; ValueError where it was not collected."""
@@ -91,4 +94,5 @@ def collect(
         model_name=hf.model_name(model),
         num_layers=num_layers,
         chat=chat,
+        plain_corpus=PLAIN_CORPUS if plain is None else f"{len(plain)} texts of the caller",
     )

@@ -76,7 +76,8 @@ class LatentStatistics:
             if not allow_mismatch:
                 raise ValueError(f"{clash}; allow_mismatch takes it nevertheless")
             warnings.warn(f"{clash}: {fit}", stacklevel=2)
-        notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_tokens": str(len(plain))}
+        plain_text = f"{activations.plain_corpus}, {len(plain)} tokens"
+        notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_text": plain_text}
         if sae.k is not None and sae.calibration is None:
             sae = sae.with_calibrated_threshold(torch.cat([prompts, plain]))
         if sae.calibration is not None:

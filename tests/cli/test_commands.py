@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from saif_fast.cli.identify import of_texts
 from saif_fast.edits import Edit
+from saif_fast.evaluate.study import Search
+from saif_fast.identify import build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
+from saif_fast.tasks.wordings import NEUTRAL
 
 CAT = "Tell me about my black cat in the garden."
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
@@ -62,7 +66,30 @@ def test_auto_chooses_k_and_beta_on_the_select_contents(saif, tmp_path: Path) ->
     assert result.exit_code == 0, result.stderr
     assert "select contents strictly right" in result.stderr
     chosen = LatentSet.load(output).provenance
-    assert (chosen.k, chosen.beta) != (15, 0.0) or "'k': 15" in result.stderr
+    assert f"'k': {chosen.k}, 'beta': {chosen.beta}" in result.stderr
+    search = Search()
+    assert chosen.k in search.ks and chosen.beta in search.betas
+
+
+def test_auto_takes_what_the_search_chose(saif, tmp_path: Path, monkeypatch) -> None:
+    # One cell, and not the default one.
+    monkeypatch.setattr(
+        Search, "__init__", lambda self: self.__dict__.update(ks=(4,), betas=(0.5,))
+    )
+    output = tmp_path / "set.safetensors"
+    result = saif("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output)
+    assert result.exit_code == 0, result.stderr
+    chosen = LatentSet.load(output).provenance
+    assert (chosen.k, chosen.beta) == (4, 0.5)
+
+
+def test_an_instructions_negatives_have_sentences_of_another_meaning() -> None:
+    given = of_texts(["Answer in French.", "Write like a pirate."])
+    negatives = {pair.negative for pair in build_pairs(**given).pairs}
+    assert negatives & set(given["contents"])
+    assert any(text.endswith(tuple(NEUTRAL)) for text in negatives)
+    assert any(text.endswith(tuple(given["others"])) for text in negatives)
+    assert "Answer in French." not in given["others"]
 
 
 def test_make_builds_a_set_without_a_model(saif, tmp_path: Path) -> None:

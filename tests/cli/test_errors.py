@@ -14,6 +14,7 @@ from saif_fast.edits import Edit
 from saif_fast.latent_set import FORMAT_VERSION, LatentSet
 from saif_fast.records import Latent
 from saif_fast.sae import SparseAutoencoder
+from saif_fast.tasks import get_task
 
 CAT = "Tell me about my black cat in the garden."
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
@@ -158,6 +159,17 @@ def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> 
         (("identify", *EMBEDDED, "--pairs", "p", "--auto"), "the name of a task"),
         (("identify", *EMBEDDED, "--pairs", "missing.jsonl"), "missing.jsonl"),
         (("identify", *EMBEDDED, "--instruction", "no.such:task"), "no.such:task"),
+        (("identify", *EMBEDDED, "--instruction", "frnch"), "is no task; the tasks are french"),
+        (("identify", *EMBEDDED, "--instruction", " "), "got an empty one"),
+        (
+            ("identify", *EMBEDDED, "--instruction", "french", "--instruction", "Use French."),
+            "expected one task or texts only",
+        ),
+        (
+            ("identify", *EMBEDDED, "--instruction", "french", "--auto", "--k", "3"),
+            "without --k and --beta",
+        ),
+        (("identify", *EMBEDDED, "--pairs", "p", "--position", "both"), "--position"),
         (
             ("identify", "--model", "missing/model", *EMBEDDED[2:], "--instruction", "french"),
             "model",
@@ -180,7 +192,7 @@ def test_a_wrong_argument_is_one_sentence(
     ("options", "says"),
     [
         (("--saif", "german"), "available sets: french"),
-        (("--saif", "french*nan"), "french*nan"),
+        (("--saif", "french*nan"), "strength between -10 and 10 for set 'french', got 'nan'"),
         (("--saif", "french", "--scope", "everything"), "saif_scope"),
         (("--saif", "french", "--start", "-1"), "saif_start"),
         (("--compare",), "--compare: expected --saif"),
@@ -193,7 +205,56 @@ def test_a_wrong_request_is_refused_before_the_model_loads(
 ) -> None:
     # The model does not exist: an error about it would show that it was asked for first.
     result = saif("generate", "--model", "missing", "--set-dir", set_dir, *options, stdin=CAT)
-    assert says.partition("*")[0] in sentence(result)
+    assert says in sentence(result)
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "0"])
+def test_export_refuses_a_strength_that_means_nothing(saif, french: Path, strength: str) -> None:
+    result = saif("export", french, "--logit-bias", "4", "--strength", strength)
+    assert "--strength: expected a finite number that is not 0" in sentence(result)
+
+
+def test_a_directory_is_no_output_and_the_model_is_not_loaded_to_find_out(
+    saif, tmp_path: Path
+) -> None:
+    arguments = ("--model", "missing", "--sae", "missing", "--instruction", "french")
+    assert "got a directory" in sentence(saif("identify", *arguments, "-o", tmp_path))
+
+
+def test_contents_that_the_task_is_judged_on_are_refused(saif, tmp_path: Path) -> None:
+    contents = tmp_path / "contents.txt"
+    contents.write_text(f"{CAT}\n{get_task('french').select[0]}\n")
+    result = saif(
+        *("identify", *EMBEDDED, "--instruction", "french", "--auto", "--contents", contents),
+        *("-o", tmp_path / "set.safetensors"),
+    )
+    assert "expected none that task 'french' selects or reports on" in sentence(result)
+
+
+def truncated_weights(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+
+
+def other_sizes(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+
+
+def broken_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{% if %}")
+
+
+@pytest.mark.parametrize("damage", [truncated_weights, other_sizes, broken_template])
+def test_a_damaged_model_is_one_sentence(saif, tmp_path: Path, damage) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(embedded.model_path(), model)
+    damage(model)
+    result = saif(
+        *("identify", "--model", model, *EMBEDDED[2:], "--instruction", "french"),
+        *("-o", tmp_path / "set.safetensors"),
+    )
+    sentence(result)
 
 
 def test_no_prompts_are_an_error(saif, set_dir: Path) -> None:

@@ -9,15 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saif_fast import embedded
 from saif_fast.evaluate.engine import Choice, select
-from saif_fast.evaluate.methods import Method, log_grid
+from saif_fast.evaluate.methods import Method
 from saif_fast.evaluate.results import Row
-from saif_fast.evaluate.rows import bias_rows, projections, random_latents
+from saif_fast.evaluate.rows import random_latents
 from saif_fast.evaluate.study import (
-    SCOPES,
     Search,
     Subject,
+    choose,
     identify,
-    instruction_shift,
     measure,
     report,
     tune,
@@ -55,30 +54,29 @@ def rows(subject: Subject) -> dict[str, dict[str, Row]]:
     return found
 
 
-def test_saif_reaches_90_percent_strict_in_one_task_and_60_in_four(rows) -> None:
-    strict = sorted((by_method["saif"].strict for by_method in rows.values()), reverse=True)
-    assert strict[0] >= 0.9
-    assert strict[3] >= 0.6
+def test_saif_reaches_90_percent_strict_in_one_task(rows) -> None:
+    assert max(by_method["saif"].strict for by_method in rows.values()) >= 0.9
 
 
-def test_saifs_interval_is_above_that_of_tuned_random_latents_in_four(rows) -> None:
-    above = [name for name, row in rows.items() if row["saif"].low > row["random"].high]
-    assert len(above) >= 4
-
-
-def test_a_live_edit_at_the_middle_layer_beats_logit_biases_without_an_sae(subject) -> None:
-    # In the table it also beats those read off SAIF's set, which does nothing for this task.
-    task = get_task("one_word")
-    activations = identify(task, subject)
-    multiples = log_grid(*SEARCH.strengths, SEARCH.size // 2)
-    methods = [
-        projections("project", activations, subject.others["middle"].layer, multiples, SCOPES),
-        *bias_rows("bias", instruction_shift(subject, activations), SEARCH.biases, SEARCH.size),
+def test_saif_reaches_60_percent_in_four_tasks_and_is_above_tuned_random_latents_there(
+    rows,
+) -> None:
+    good = [
+        name
+        for name, row in rows.items()
+        if row["saif"].strict >= 0.6 and row["saif"].low > row["random"].high
     ]
-    contents = task.select[:N_SELECT]
-    chosen = select(task, methods, contents, subject.prompter, subject.open)
+    assert len(good) >= 4
+
+
+def test_a_live_edit_at_the_middle_layer_beats_every_logit_bias(subject) -> None:
+    task = get_task("one_word")
+    chosen = choose(task, subject, SEARCH, N_SELECT)
+    kept = [c for c in chosen if c.method.startswith(("logit_bias", "project_middle"))]
     found, _ = report(
-        {"one_word": chosen}, {"one_word": task}, subject, "transformers", subject.open, N_REPORT
+        {task.name: kept}, {task.name: task}, subject, "transformers", subject.open, N_REPORT
     )
-    best_bias = max(found["one_word"][name].high for name in ("bias", "bias_full"))
-    assert found["one_word"]["project"].low > best_bias
+    rows = dict(found[task.name])
+    live = rows.pop("project_middle")
+    assert len(rows) == 4
+    assert live.low > max(bias.high for bias in rows.values())
