@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from saif_fast.cli.app import out, say
-from saif_fast.cli.generate import RuntimeName, RuntimeOption
+from saif_fast.cli.generate import RuntimeName
 from saif_fast.cli.loading import load_model, load_sae, start_runtime
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime
@@ -30,7 +30,9 @@ def evaluate(
     also: Annotated[
         list[str] | None, typer.Option(help="Another layer's SAE, for rows of its own; repeat it.")
     ] = None,
-    runtime: RuntimeOption = RuntimeName.transformers,
+    runtime: Annotated[
+        RuntimeName, typer.Option(help="What the reported replies run on.")
+    ] = RuntimeName.transformers,
     select: Annotated[
         int | None, typer.Option(min=1, help="Select contents that are used; all of them.")
     ] = None,
@@ -61,7 +63,7 @@ def evaluate(
         chat=chat,
         allow_mismatch=allow_mismatch,
     )
-    search, name = Search(), (runtime or RuntimeName.transformers).value
+    search, name = Search(), runtime.value
     choices = {}
     for task_name, chosen in tasks.items():
         say(f"{task_name}: choosing among {search.size} candidates of every method")

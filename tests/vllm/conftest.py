@@ -81,6 +81,19 @@ def alone(mode: str, requests: Mapping[str, Any]) -> list[str]:
     return ["unsteered", "clamp_middle", "add_last"] if mode.startswith("v2") else list(requests)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How often two engines disagreed where they may: at a near tie."""
+    checked = hf_reference.Comparison.checked
+    if not checked:
+        return
+    compared = sum(comparison.compared for _, comparison in checked)
+    excused = [f"{test}: {name}" for test, found in checked for name in found.excused]
+    terminalreporter.section("vLLM against its reference")
+    terminalreporter.line(f"near ties excused: {len(excused)} of {compared} comparisons")
+    for line in excused:
+        terminalreporter.line(f"  {line}")
+
+
 @pytest.fixture(scope="session")
 def bad_set_dirs(
     sets: Mapping[str, LatentSet], tmp_path_factory: pytest.TempPathFactory

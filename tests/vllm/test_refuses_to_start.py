@@ -36,20 +36,22 @@ def test_plain_flags_steer(
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "sentence"),
+    ("mode", "sabotage", "sentence"),
     [
-        ("hook_does_nothing", "start-up canary: layer 1 steered no token of a decode batch"),
-        ("kernel_does_nothing", "start-up canary: steering layer 1 did not change the output"),
-        ("model_loads_past_the_seam", "the model was loaded without steering"),
-        ("runner_prepares_otherwise", "expected the parameters (self, scheduler_output,"),
-        ("core_is_not_armed", "vLLM has not loaded the plugin 'saif'"),
+        ("v1-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
+        ("v2-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
+        ("v1-eager", "kernel_does_nothing", "canary: steering layer 1 did not change the output"),
+        ("v1-eager", "model_loads_past_the_seam", "the model was loaded without steering"),
+        # Its V2 twin needs no engine: test_seams.py.
+        ("v1-eager", "runner_prepares_otherwise", "the parameters (self, scheduler_output,"),
+        ("v1-eager", "core_is_not_armed", "vLLM has not loaded the plugin 'saif'"),
     ],
 )
 def test_a_plugin_that_does_not_reach_the_model(
-    sabotage: str, sentence: str, set_dir: Path
+    mode: str, sabotage: str, sentence: str, set_dir: Path
 ) -> None:
     env = {"SAIF_TEST_SABOTAGE": sabotage}
-    served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env))
+    served = run(Job(model_path(), mode=mode, set_dir=set_dir, site=["sabotage"], env=env))
     assert served.returncode != 0
     assert sentence in served.log
 

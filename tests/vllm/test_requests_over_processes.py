@@ -46,7 +46,8 @@ def served(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> dict[str, A
     good = [requests[name] for name in GOOD]
     # Beside a bad request there is a good one, which must not be served without the other.
     bad = [[good[0], {**good[0], "extra_args": extra_args}] for extra_args, _ in BAD.values()]
-    own = {"worker_extension_cls": "own_extension.OwnExtension"}  # a user may have one
+    # A user may have an extension, and limits, of his own.
+    own = {"worker_extension_cls": "own_extension.OwnExtension", "max_sets_per_request": 4}
     job = Job(model_path(), [good, *bad, good], set_dir=set_dir, engine_args=own, one_process=False)
     done = run(job).check()
     first, *refused, last = done.batches

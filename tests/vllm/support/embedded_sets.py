@@ -91,10 +91,13 @@ def save_sets(sets: dict[str, LatentSet], folder: Path) -> Path:
 
 
 def cases() -> dict[str, dict[str, Any] | None]:
-    """Named ``extra_args``: each set alone, combinations, and windows."""
-    single = [f"{edit}_{where}" for where in LAYERS for edit in (*EDITS, "vector")]
-    asked: dict[str, dict[str, Any] | None] = {name: {"saif": name} for name in (*single, "both")}
+    """Named ``extra_args``: each set alone, combinations, windows; unsteered ones among them."""
+    asked: dict[str, dict[str, Any] | None] = {"unsteered_first": None}
+    for where in LAYERS:
+        asked |= {f"{edit}_{where}": {"saif": f"{edit}_{where}"} for edit in (*EDITS, "vector")}
+        asked[f"unsteered_{'short' if where == 'middle' else 'long'}"] = None
     asked |= {
+        "both": {"saif": "both"},
         "unsteered": None,
         "strength": {"saif": "add_last*0.5"},
         "negative": {"saif": "vector_middle*-0.7"},
@@ -106,8 +109,9 @@ def cases() -> dict[str, dict[str, Any] | None]:
         "start": {"saif": "add_last", "saif_start": 3},
         "stop": {"saif": "add_last", "saif_stop": 4},
         "window": {"saif": "clamp_middle", "saif_start": 2, "saif_stop": 9},
-        "decay": {"saif": "vector_last", "saif_decay": 0.3},
+        "decay": {"saif": "vector_last", "saif_decay": 0.2},
         "decay_power": {"saif": "vector_middle", "saif_start": 1, "saif_decay": "0.5,1"},
+        "unsteered_last": None,
     }
     return asked
 
@@ -115,7 +119,7 @@ def cases() -> dict[str, dict[str, Any] | None]:
 def requests() -> dict[str, dict[str, Any]]:
     """One request a case, over a few prompts in turn."""
     given = prompts()
-    return {
+    asked = {
         name: {
             "prompt": given[i % len(given)],
             "max_tokens": N_TOKENS,
@@ -123,3 +127,7 @@ def requests() -> dict[str, dict[str, Any]]:
         }
         for i, (name, extra_args) in enumerate(cases().items())
     }
+    # Shorter and longer than their neighbours: the batch changes its shape around them.
+    asked["unsteered_short"] |= {"prompt": given[0][:5], "max_tokens": N_TOKENS // 3}
+    asked["unsteered_long"] |= {"prompt": [t for p in given for t in p], "max_tokens": N_TOKENS + 4}
+    return asked

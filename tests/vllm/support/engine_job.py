@@ -78,7 +78,7 @@ def run(job: Job, timeout: float = 400) -> Served:
         "dtype": "float32",
         "max_model_len": 512,
         "max_num_batched_tokens": 512,
-        "max_num_seqs": 16,
+        "max_num_seqs": 20,
         "block_size": 32,  # what CPU attention wants
         "seed": 0,
         **mode["engine"],

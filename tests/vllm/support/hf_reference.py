@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,12 +36,23 @@ def generate(
 
 @dataclass
 class Comparison:
-    """Runs that are compared token by token; near ties are excused, and counted.
+    """Runs compared token by token; near ties are excused, counted, and printed at the end.
 
-    A divergence is excused where the expected run's own top-2 gap at the first differing token is
-    below NEAR_TIE. What follows that token cannot be compared.
+    A divergence is excused where the top two logprobs of the expected run, at the first differing
+    token, are less than NEAR_TIE apart. The expected run is steered like the one it is compared
+    with and has seen the same tokens up to there, so its gap is the one that another order of
+    summation turns over; an unsteered run's gap would say nothing about it. The gap of the run
+    under test is never read: a fault that moves its logits could excuse itself. What follows the
+    first differing token cannot be compared.
+
+    Attributes:
+        checked: what all comparisons of this session came to, by test; see conftest.py.
+        compared: runs.
+        excused: their names.
+        wrong: a sentence each.
     """
 
+    checked: ClassVar[list[tuple[str, Comparison]]] = []
     compared: int = 0
     excused: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -57,10 +69,8 @@ class Comparison:
             self.wrong.append(f"{name}: expected {want}, got {have}")
 
     def check(self, most_excused: int = 1) -> None:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
+        self.checked.append((test, self))
         assert not self.wrong, "\n".join(self.wrong)
         assert len(self.excused) <= most_excused, f"excused: {self.excused}"
         assert self.compared > 0
-
-
-def changed(plain: Sequence[int], steered: Sequence[int]) -> bool:
-    return list(plain) != list(steered)
