@@ -77,9 +77,9 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     """
     if tokenizer.chat_template is None:
         raise ValueError("chat: expected a tokenizer with a chat template, got one without")
-    turns = [[{"role": "user", "content": text}] for text in texts]
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError  # which only templates need
 
+    turns = [[{"role": "user", "content": text}] for text in texts]
     try:
         rendered: list[str] = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
@@ -131,6 +131,9 @@ def residuals(
     Yields:
         Indices of the batch's texts, their token ids and mask (:func:`left_pad`), and by layer the
         residual stream after the block, [batch, tokens, d_model] in the model's dtype.
+
+    Raises:
+        ValueError: the model lacks a layer.
     """
     hidden: dict[int, Tensor] = {}
 
@@ -141,6 +144,9 @@ def residuals(
         return keep
 
     blocks = decoder_layers(model)
+    for layer in layers:
+        if not 0 <= layer < len(blocks):
+            raise ValueError(f"layer: expected 0 to {len(blocks) - 1}, got {layer}")
     for batch in batches([len(row) for row in ids], max_tokens):
         tokens, real = left_pad([ids[i] for i in batch], model.device)
         with ExitStack() as hooks, torch.no_grad():

@@ -10,7 +10,7 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeName
-from saif_fast.cli.loading import load_model, load_sae, start_runtime
+from saif_fast.cli.loading import check_output, load_model, load_sae, start_runtime
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime
 from saif_fast.tasks import get_task
@@ -53,6 +53,8 @@ def evaluate(
     from saif_fast.evaluate.study import report as run_report
 
     tasks = {name: get_task(name) for name in task}
+    if output is not None:
+        check_output(output)
     main, others = load_sae(sae), [load_sae(other) for other in also or []]
     loaded, tokenizer = load_model(model)
     subject = Subject(

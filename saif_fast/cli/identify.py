@@ -9,9 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from saif_fast.cli.app import out, say
-from saif_fast.cli.loading import as_task, builtin_contents, load_model, load_sae, read_lines
-from saif_fast.tasks import Task, get_task, task_names
-from saif_fast.tasks.wordings import NEUTRAL
+from saif_fast.cli.loading import (
+    as_task,
+    builtin_contents,
+    check_output,
+    load_model,
+    load_sae,
+    read_lines,
+)
+from saif_fast.tasks import Task
+from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 
 class Position(StrEnum):
@@ -39,15 +46,17 @@ def identify(
         str | None, typer.Option(help="File of contents, one a line; '-' is stdin.")
     ] = None,
     position: Annotated[
-        Position | None, typer.Option(help="Of the instruction. [default: post]")
+        Position | None, typer.Option(help="Of the instruction.", show_default="post")
     ] = None,
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
     ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Latents in the set. [default: 15]")] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Latents in the set.", show_default="15")
+    ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="Strength mu + beta * sigma. [default: 0]")
+        float | None, typer.Option(help="Strength mu + beta * sigma.", show_default="0")
     ] = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose k and beta on the task's select contents.")
@@ -67,9 +76,6 @@ def identify(
         raise ValueError("--position: expected with --instruction, since pairs have their own")
     if auto and (k is not None or beta is not None):
         raise ValueError("--auto: expected without --k and --beta, which it chooses")
-    if output.is_dir():
-        raise ValueError(f"--output {output}: expected a file to write, got a directory")
-    output.parent.mkdir(parents=True, exist_ok=True)
     named = as_task(instruction) if instruction else None
     if auto and named is None:
         raise ValueError(
@@ -82,6 +88,7 @@ def identify(
         if contents is not None:
             given["contents"] = read_lines(contents, "--contents")
         contrast = build_pairs(position=(position or Position.post).value, **given)
+    check_output(output)
     read = load_sae(sae)
     loaded, tokenizer = load_model(model)
     activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
@@ -99,7 +106,7 @@ def identify(
             f"{choice.selected.n} select contents strictly right"
         )
     else:
-        found = statistics.latent_set(15 if k is None else k, 0.0 if beta is None else beta)
+        found = statistics.latent_set(k or 15, beta or 0.0)
     found.save(output)
     out.print(found.describe(), markup=False, highlight=False, soft_wrap=True)
     say(f"wrote {output}")
@@ -117,16 +124,16 @@ def _of_task(task: Task) -> dict[str, Any]:
 def of_texts(wordings: list[str]) -> dict[str, Any]:
     """Contents, and negatives with sentences of another meaning, for the user's own wordings.
 
-    Without the latter any appended sentence would tell the two sides apart.
+    Without the latter any appended sentence would tell the two sides apart. A task that has one of
+    the wordings has no other meaning.
     """
-    others = [
-        wording.text
-        for name in task_names()
-        for wording in get_task(name).wordings
-        if wording.text not in wordings
-    ]
-    contents = builtin_contents()
-    return {"contents": contents, "wordings": wordings, "neutral": NEUTRAL, "others": others}
+    tasks = [[wording.text for wording in task] for task in WORDINGS.values()]
+    return {
+        "contents": builtin_contents(),
+        "wordings": wordings,
+        "neutral": NEUTRAL,
+        "others": [text for task in tasks if not set(task) & set(wordings) for text in task],
+    }
 
 
 def _check_disjoint(contents: list[str], task: Task) -> None:

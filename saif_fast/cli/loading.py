@@ -91,7 +91,8 @@ def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
     _no_progress_bars()
     try:
         return open_runtime(name, model_source(model), sets)
-    except RuntimeError as error:  # vLLM's own, and our plugin's refusal of a vLLM it does not know
+    # RuntimeError is vLLM's own, and our plugin's refusal of a vLLM that it does not know.
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"runtime {name}: did not start: {error}") from error
 
 
@@ -105,8 +106,9 @@ def as_task(instructions: list[str]) -> Task | None:
     for text in instructions:
         if not text.strip():
             raise ValueError("--instruction: expected a task's name or a text, got an empty one")
-        near = difflib.get_close_matches(text, task_names(), n=1, cutoff=0.7)
         named = _is_task(text)
+        # Several words are an instruction, whatever they look like.
+        near = len(text.split()) == 1 and difflib.get_close_matches(text.lower(), task_names())
         if named and len(instructions) > 1:
             raise ValueError(f"--instruction: expected one task or texts only, got task {text!r}")
         if near and not named:
@@ -126,6 +128,22 @@ def _is_task(text: str) -> bool:
 def builtin_contents() -> tuple[str, ...]:
     """Contents for instructions that come without their own."""
     return get_task(task_names()[0]).identify
+
+
+def check_output(path: Path) -> None:
+    """Make the directory of a file that is written in the end, before what takes long.
+
+    Raises:
+        ValueError: the file could not be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output {path}: expected a file to write, got a directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--output {path}: its directory cannot be made ({error.strerror})"
+        ) from error
 
 
 def read_lines(path: str, argument: str) -> list[str]:

@@ -102,12 +102,12 @@ def inspect(
     """Show latents, statistics, edits, promoted tokens and provenance."""
     latent_set = LatentSet.load(file)
     out.print(latent_set.describe(), markup=False, highlight=False, soft_wrap=True)
+    if importlib.util.find_spec("transformers") is None:
+        say("promoted tokens are left out: they need transformers (saif-fast[identify])")
+        return
     source = model or _known_model(latent_set.provenance.model)
     if source is None:
         say("promoted tokens are left out: give --model to see them")
-        return
-    if importlib.util.find_spec("transformers") is None:
-        say("promoted tokens are left out: they need transformers (saif-fast[identify])")
         return
     loaded, tokenizer = load_model(source)
     _check(latent_set, loaded)
@@ -147,7 +147,7 @@ def export(
 ) -> None:
     """Print the set as an OpenAI logit_bias, {token id: bias}, which it nearly is.
 
-    The shift of the logits is the mean over 64 sentences of the embedded model's tasks.
+    The shift of the logits is the mean over 64 contents of the built-in tasks.
     """
     from saif_fast.logit_bias import API_LIMIT, Unembedding, clamped, largest, last_residuals
 

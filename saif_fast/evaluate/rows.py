@@ -8,6 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from saif_fast import __version__
 from saif_fast.edits import Edit, EditKind
 from saif_fast.evaluate.methods import Candidate, Method, log_grid, logit_biases
 from saif_fast.identify import ActivationSet, LatentStatistics
@@ -82,7 +83,9 @@ def projections(
             without + multiple * distance,
             layer=layer,
             num_layers=activations.num_layers,
-            provenance=Provenance(method="project", model=activations.model_name),
+            provenance=Provenance(
+                method="project", model=activations.model_name, version=__version__
+            ),
         )
         for multiple in multiples
     ]
@@ -157,7 +160,9 @@ def random_latents(
                         statistics.sae,
                         latents,
                         num_layers=like.num_layers,
-                        provenance=Provenance(method="random", k=len(drawn), seed=seed),
+                        provenance=Provenance(
+                            method="random", k=len(drawn), seed=seed, version=__version__
+                        ),
                     ),
                     parameters={"draw": draw, "norm": norm},
                 )
@@ -181,7 +186,7 @@ def noise_vectors(like: LatentSet, draws: int, norms: Sequence[float], seed: int
                         vector,
                         layer=layer,
                         num_layers=like.num_layers,
-                        provenance=Provenance(method="noise", seed=seed),
+                        provenance=Provenance(method="noise", seed=seed, version=__version__),
                     ),
                     parameters={"draw": draw, "norm": norm},
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,6 @@ from saif_fast.identify.pairs import ContrastPairs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PLAIN_CORPUS = "built-in everyday English (identify/plain_text.txt)"
-
 
 @dataclass(frozen=True, eq=False)
 class ActivationSet:
@@ -30,7 +29,7 @@ class ActivationSet:
     model_name: str
     num_layers: int
     chat: bool  # whether the prompts went through the chat template
-    plain_corpus: str = PLAIN_CORPUS  # which text ``plain`` is
+    plain_name: str = "given"  # which texts ``plain`` is of
 
     def at(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positive, negative and plain at ``layer``; ValueError where it was not collected."""
@@ -62,9 +61,6 @@ def collect(
     tokenizer lacks.
     """
     num_layers = len(hf.decoder_layers(model))
-    outside = [layer for layer in layers if not 0 <= layer < num_layers]
-    if outside:
-        raise ValueError(f"layer: expected 0 to {num_layers - 1}, got {outside[0]}")
     chat = tokenizer.chat_template is not None if chat is None else chat
     # Negatives repeat across wordings; every distinct prompt is run once.
     prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
@@ -76,7 +72,10 @@ def collect(
             last[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
 
     kept: dict[int, list[Tensor]] = {layer: [torch.empty(0, d_model)] for layer in layers}
-    ids = hf.encode_texts(tokenizer, plain_texts() if plain is None else plain)
+    origin = "built-in everyday English" if plain is None else f"{len(plain)} texts given"
+    texts = plain_texts() if plain is None else plain
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    ids = hf.encode_texts(tokenizer, texts)
     for _, tokens, real, hidden in hf.residuals(model, ids, layers, batch_tokens):
         if tokenizer.bos_token_id is not None:
             real = real & (tokens != tokenizer.bos_token_id)  # its residual is like no other's
@@ -94,5 +93,5 @@ def collect(
         model_name=hf.model_name(model),
         num_layers=num_layers,
         chat=chat,
-        plain_corpus=PLAIN_CORPUS if plain is None else f"{len(plain)} texts of the caller",
+        plain_name=f"{origin}, sha256 {digest[:12]}",
     )

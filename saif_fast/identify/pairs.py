@@ -36,6 +36,7 @@ class ContrastPairs(msgspec.Struct, frozen=True):
     wordings: tuple[str, ...] = ()
     position: str | None = None
     seed: int | None = None
+    negatives: str = "given"  # the kinds of them
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -73,14 +74,16 @@ def build_pairs(
         raise ValueError(f"position: expected 'post', 'pre' or 'both', got {position!r}")
     combinations = list(itertools.product(contents, wordings, positions))
     random.Random(seed).shuffle(combinations)
-    kinds: list[Sequence[str | None]] = [kind for kind in ([None], neutral, others) if kind]
+    kinds: dict[str, Sequence[str | None]] = {"plain": [None], "neutral": neutral, "others": others}
+    used = [name for name, sentences in kinds.items() if sentences]
     pairs = []
     for i, (content, wording, where) in enumerate(combinations[:max_pairs]):
-        kind = kinds[i % len(kinds)]
-        sentence = kind[i // len(kinds) % len(kind)]
+        kind = kinds[used[i % len(used)]]
+        sentence = kind[i // len(used) % len(kind)]
         positive, negative = render(content, wording, where), render(content, sentence, where)
         pairs.append(ContrastPair(positive, negative, group=wording))
-    return ContrastPairs(tuple(pairs), tuple(wordings), position, seed)
+    negatives = ", ".join(used[: len(pairs)])
+    return ContrastPairs(tuple(pairs), tuple(wordings), position, seed, negatives)
 
 
 def load_pairs(path: str | Path) -> ContrastPairs:

@@ -69,33 +69,27 @@ class LatentStatistics:
         prompts = torch.cat([positive, negative])
         variance, l0 = sae.explained_variance(prompts), sae.l0(prompts)
         fit = f"explained variance {variance:.3f}, L0 {l0:.1f} on the pairs"
-        if sae.model_name and not hf.same_model(sae.model_name, activations.model_name):
-            clash = (
-                f"sae: expected one of {activations.model_name!r}, got one of {sae.model_name!r}"
-            )
+        ours, theirs = activations.model_name, sae.model_name
+        if theirs and not hf.same_model(ours, theirs):
+            clash = f"sae: expected one of {ours!r}, got one of {theirs!r}"
             if not allow_mismatch:
                 raise ValueError(f"{clash}; allow_mismatch takes it nevertheless")
             warnings.warn(f"{clash}: {fit}", stacklevel=2)
-        plain_text = f"{activations.plain_corpus}, {len(plain)} tokens"
+        plain_text = f"{activations.plain_name}, {len(plain)} tokens"
         notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_text": plain_text}
         if sae.k is not None and sae.calibration is None:
             sae = sae.with_calibrated_threshold(torch.cat([prompts, plain]))
         if sae.calibration is not None:
             notes["threshold_disagreement"] = f"{sae.calibration.disagreement:.4f}"
-        return cls(
-            measured=_measure(sae, positive, negative, plain),
-            sae=sae,
-            num_layers=activations.num_layers,
-            provenance=_provenance("saif", activations, notes),
-            max_density=max_density,
-        )
+        measured = _measure(sae, positive, negative, plain)
+        origin = _provenance("saif", activations, notes)
+        return cls(measured, sae, activations.num_layers, origin, max_density)
 
     @cached_property
     def ranking(self) -> list[int]:
         """Latents that rise and are not dense: by C_i, then mean difference, then index."""
         found = (self.measured.mean_difference > 0) & (self.measured.density <= self.max_density)
-        consistency = self.measured.consistency.tolist()
-        difference = self.measured.mean_difference.tolist()
+        consistency, difference = (x.tolist() for x in self.measured[:2])
         indices: list[int] = found.nonzero().squeeze(1).tolist()
         return sorted(indices, key=lambda i: (-consistency[i], -difference[i], i))
 
@@ -155,16 +149,14 @@ def _measure(sae: SparseAutoencoder, positive: Tensor, negative: Tensor, plain: 
     higher, difference, total, squares, active, dense = torch.zeros(
         6, sae.d_sae, dtype=torch.float64, device=positive.device
     )
-    for start in range(0, len(positive), _TOKENS_PER_CHUNK):
-        chunk = slice(start, start + _TOKENS_PER_CHUNK)
-        a = sae.encode(positive[chunk]).double()
-        change = a - sae.encode(negative[chunk]).double()
-        higher += (change > 0).sum(0)
-        difference += change.sum(0)
+    for rows in torch.stack([positive, negative]).split(_TOKENS_PER_CHUNK, dim=1):
+        a, without = sae.encode(rows).double()
+        higher += (a > without).sum(0)
+        difference += (a - without).sum(0)
         total += a.sum(0)
         squares += a.square().sum(0)
         active += (a > 0).sum(0)
-    for tokens in torch.split(plain, _TOKENS_PER_CHUNK):
+    for tokens in plain.split(_TOKENS_PER_CHUNK):
         dense += (sae.encode(tokens) > 0).sum(0)
     columns = [higher / len(positive), difference / len(positive)]
     # Inactive positives are 0 in both sums, so that over the actives only the divisor differs.
@@ -185,5 +177,5 @@ def _provenance(method: str, activations: ActivationSet, notes: dict[str, str]) 
         data_hash=pairs.data_hash,
         seed=pairs.seed,
         version=__version__,
-        notes={"chat": str(activations.chat).lower(), **notes},
+        notes={"chat": str(activations.chat).lower(), "negatives": pairs.negatives, **notes},
     )

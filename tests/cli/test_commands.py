@@ -3,21 +3,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from saif_fast.cli.identify import of_texts
+from saif_fast import __version__
+from saif_fast.cli.loading import as_task
 from saif_fast.edits import Edit
+from saif_fast.evaluate import study
 from saif_fast.evaluate.study import Search
-from saif_fast.identify import build_pairs
+from saif_fast.identify import ContrastPairs, build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
-from saif_fast.tasks.wordings import NEUTRAL
+from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 CAT = "Tell me about my black cat in the garden."
+CONTENTS = f"{CAT}\nTell me about the old dog in the kitchen.\n"
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
 
 
@@ -60,36 +67,50 @@ def test_one_wording_is_a_warning_of_one_line(saif, tmp_path: Path) -> None:
     assert LatentSet.load(output).provenance.wordings == ["Answer in French."]
 
 
-def test_auto_chooses_k_and_beta_on_the_select_contents(saif, tmp_path: Path) -> None:
+def test_auto_chooses_k_and_beta_on_the_select_contents(saif, tmp_path: Path, monkeypatch) -> None:
+    # A search without the values that are taken where nothing is chosen, k = 15 and beta = 0.
+    search = Search(ks=(3, 4), betas=tuple(i / 10 for i in range(1, 11)), norms=(1.0,))
+    monkeypatch.setattr(study, "Search", lambda: search)
     output = tmp_path / "set.safetensors"
     result = saif("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output)
     assert result.exit_code == 0, result.stderr
     assert "select contents strictly right" in result.stderr
     chosen = LatentSet.load(output).provenance
-    assert f"'k': {chosen.k}, 'beta': {chosen.beta}" in result.stderr
-    search = Search()
     assert chosen.k in search.ks and chosen.beta in search.betas
+    assert f"'k': {chosen.k}, 'beta': {chosen.beta}" in result.stderr
 
 
-def test_auto_takes_what_the_search_chose(saif, tmp_path: Path, monkeypatch) -> None:
-    # One cell, and not the default one.
-    monkeypatch.setattr(
-        Search, "__init__", lambda self: self.__dict__.update(ks=(4,), betas=(0.5,))
+def test_an_instructions_negatives_have_sentences_of_another_meaning(
+    saif, tmp_path: Path, monkeypatch
+) -> None:
+    built: list[ContrastPairs] = []
+
+    def build(*args: Any, **options: Any) -> ContrastPairs:
+        built.append(build_pairs(*args, **options))
+        return built[-1]
+
+    monkeypatch.setattr("saif_fast.identify.build_pairs", build)
+    contents, output = tmp_path / "contents.txt", tmp_path / "set.safetensors"
+    contents.write_text(CONTENTS * 40)
+    result = saif(
+        *("identify", *EMBEDDED, "--contents", contents, "-o", output),
+        *("--instruction", "Answer in French.", "--instruction", "Write like Molière."),
     )
-    output = tmp_path / "set.safetensors"
-    result = saif("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output)
     assert result.exit_code == 0, result.stderr
-    chosen = LatentSet.load(output).provenance
-    assert (chosen.k, chosen.beta) == (4, 0.5)
+    added = {pair.negative.partition(".")[2].strip() for pair in built[0].pairs}
+    others = added - {"", *NEUTRAL}
+    assert "" in added and added & set(NEUTRAL) and "Answer in German." in others
+    assert not others & {wording.text for wording in WORDINGS["french"]}
+    assert LatentSet.load(output).provenance.notes["negatives"] == "plain, neutral, others"
 
 
-def test_an_instructions_negatives_have_sentences_of_another_meaning() -> None:
-    given = of_texts(["Answer in French.", "Write like a pirate."])
-    negatives = {pair.negative for pair in build_pairs(**given).pairs}
-    assert negatives & set(given["contents"])
-    assert any(text.endswith(tuple(NEUTRAL)) for text in negatives)
-    assert any(text.endswith(tuple(given["others"])) for text in negatives)
-    assert "Answer in French." not in given["others"]
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [("french", "french"), ("key word", None), ("Sing.", None), ("Use french", None)],
+)
+def test_only_a_tasks_name_is_a_task(text: str, task: str | None) -> None:
+    named = as_task([text])
+    assert (named and named.name) == task
 
 
 def test_make_builds_a_set_without_a_model(saif, tmp_path: Path) -> None:
@@ -104,6 +125,18 @@ def test_make_builds_a_set_without_a_model(saif, tmp_path: Path) -> None:
         (622, Edit("clamp", 80.0)),
         (17, Edit("ablate")),
     ]
+    assert LatentSet.load(output).provenance.version == __version__
+
+
+def test_inspect_without_transformers_leaves_the_promoted_tokens_out(
+    saif, french: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for options in ((), ("--model", "embedded")):
+        result = saif("inspect", french, *options)
+        assert result.exit_code == 0, result.stderr
+        assert "consistency" in result.stdout and "promoted tokens" not in result.stdout
+        assert result.stderr.startswith("promoted tokens are left out")
 
 
 def test_inspect_shows_latents_statistics_promoted_tokens_and_provenance(saif, french) -> None:
@@ -137,6 +170,15 @@ def test_generate_prints_one_reply_a_prompt(saif, set_dir: Path, tmp_path: Path)
     assert english.startswith("My black cat") and french.startswith("Mon chat noir")
 
 
+def test_generate_shows_no_progress_bar(saif, set_dir: Path) -> None:
+    logging.enable_progress_bar()  # other commands have turned it off
+    result = saif(
+        *("generate", "--model", "embedded", "--set-dir", set_dir, "--runtime", "transformers"),
+        stdin=CAT,
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_eval_prints_the_table_and_writes_json(saif, tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     result = saif(
@@ -159,6 +201,20 @@ def test_export_prints_an_openai_logit_bias(saif, french: Path) -> None:
     assert "clamped" not in result.stderr
 
 
+def test_export_uses_the_chat_template_where_identify_did(
+    saif, french: Path, tmp_path: Path
+) -> None:
+    found, printed = LatentSet.load(french), {}
+    for chat in ("true", "false", None):
+        notes = {} if chat is None else {"chat": chat}
+        origin = msgspec.structs.replace(found.provenance, notes=notes)
+        file = replace(found, provenance=origin).save(tmp_path / "set.safetensors")
+        result = saif("export", file, "--logit-bias", "8", "--model", "embedded")
+        assert result.exit_code == 0, result.stderr
+        printed[chat] = json.loads(result.stdout)
+    assert printed["true"] == printed[None] != printed["false"]
+
+
 def test_export_clamps_to_what_the_api_takes_and_says_so(saif, french: Path, monkeypatch) -> None:
     def huge(self: Unembedding, vector: Tensor, residual: Tensor) -> Tensor:
         return torch.linspace(200.0, -50.0, 1886)
@@ -168,6 +224,22 @@ def test_export_clamps_to_what_the_api_takes_and_says_so(saif, french: Path, mon
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"0": 100.0, "1": 100.0, "2": 100.0}
     assert result.stderr == "warning: biases beyond 100 were clamped, as the API asks\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("identify", ("[default: (15)]", "[default: (0)]", "[default: (post)]")),
+        ("eval", ("[default: transformers]",)),
+        ("export", ("the mean over 64 contents",)),
+    ],
+)
+def test_help_says_what_is_done_without_an_option(
+    saif, monkeypatch, command: str, says: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = " ".join(saif(command, "--help").stdout.split())
+    assert all(text in shown for text in says)
 
 
 @pytest.mark.parametrize("command", ["identify", "make", "inspect", "generate", "eval", "export"])

@@ -124,17 +124,15 @@ def test_a_broken_pair_is_named_by_its_line(saif, tmp_path: Path) -> None:
 
 
 def test_an_instruction_that_changes_no_latent_is_refused(saif, tmp_path: Path) -> None:
-    dead = tmp_path / "dead"
-    shutil.copytree(embedded.sae_path(), dead)
-    weights = safetensors.torch.load_file(dead / "sae_weights.safetensors")
-    weights["b_enc"] = weights["b_enc"] - 1e4
-    safetensors.torch.save_file(weights, dead / "sae_weights.safetensors")
-    output = tmp_path / "set.safetensors"
-    result = saif(
-        *("identify", "--model", "embedded", "--sae", dead, "--instruction", "french"),
-        *("-o", output),
-    )
-    assert "an instruction that changes" in sentence(result)
+    pairs, output = tmp_path / "pairs.jsonl", tmp_path / "set.safetensors"
+    # What is higher in one pair is lower in the other by as much.
+    sides = (CAT, f"{CAT} Answer in French.")
+    both = [{"positive": one, "negative": other} for one, other in (sides, sides[::-1])]
+    pairs.write_text("\n".join(json.dumps(pair) for pair in both))
+    result = saif("identify", *EMBEDDED, "--pairs", pairs, "-o", output)
+    error = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1
+    assert error == "error: pairs: expected an instruction that changes sparse latents, got none"
     assert not output.exists()
 
 
@@ -160,6 +158,7 @@ def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> 
         (("identify", *EMBEDDED, "--pairs", "missing.jsonl"), "missing.jsonl"),
         (("identify", *EMBEDDED, "--instruction", "no.such:task"), "no.such:task"),
         (("identify", *EMBEDDED, "--instruction", "frnch"), "is no task; the tasks are french"),
+        (("identify", *EMBEDDED, "--instruction", "JSON"), "is no task; the tasks are french"),
         (("identify", *EMBEDDED, "--instruction", " "), "got an empty one"),
         (
             ("identify", *EMBEDDED, "--instruction", "french", "--instruction", "Use French."),
@@ -214,11 +213,18 @@ def test_export_refuses_a_strength_that_means_nothing(saif, french: Path, streng
     assert "--strength: expected a finite number that is not 0" in sentence(result)
 
 
-def test_a_directory_is_no_output_and_the_model_is_not_loaded_to_find_out(
-    saif, tmp_path: Path
+@pytest.mark.parametrize(
+    ("output", "says"), [(".", "got a directory"), ("file/set", "its directory cannot be made")]
+)
+@pytest.mark.parametrize(
+    "command", [("identify", "--instruction", "french"), ("eval", "--task", "french")]
+)
+def test_a_wrong_output_is_refused_before_the_model_loads(
+    saif, tmp_path: Path, command: tuple[str, ...], output: str, says: str
 ) -> None:
-    arguments = ("--model", "missing", "--sae", "missing", "--instruction", "french")
-    assert "got a directory" in sentence(saif("identify", *arguments, "-o", tmp_path))
+    (tmp_path / "file").touch()
+    result = saif(*command, "--model", "missing", "--sae", "missing", "-o", tmp_path / output)
+    assert f"--output {tmp_path / output}: " in (error := sentence(result)) and says in error
 
 
 def test_contents_that_the_task_is_judged_on_are_refused(saif, tmp_path: Path) -> None:
@@ -245,16 +251,26 @@ def broken_template(model: Path) -> None:
     (model / "chat_template.jinja").write_text("{% if %}")
 
 
-@pytest.mark.parametrize("damage", [truncated_weights, other_sizes, broken_template])
-def test_a_damaged_model_is_one_sentence(saif, tmp_path: Path, damage) -> None:
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncated_weights, "incomplete"),
+        (other_sizes, "mismatch"),
+        (broken_template, "chat template: Expected an expression"),
+    ],
+)
+@pytest.mark.parametrize("command", ["identify", "generate"])
+def test_a_damaged_model_is_one_sentence(
+    saif, set_dir: Path, tmp_path: Path, command: str, damage, says: str
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(embedded.model_path(), model)
     damage(model)
-    result = saif(
-        *("identify", "--model", model, *EMBEDDED[2:], "--instruction", "french"),
-        *("-o", tmp_path / "set.safetensors"),
-    )
-    sentence(result)
+    arguments = {
+        "identify": ("--sae", "embedded", "--instruction", "french", "-o", tmp_path / "set"),
+        "generate": ("--set-dir", set_dir, "--runtime", "transformers"),
+    }[command]
+    assert says in sentence(saif(command, "--model", model, *arguments, stdin=CAT))
 
 
 def test_no_prompts_are_an_error(saif, set_dir: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from saif_fast import embedded
+from saif_fast import __version__, embedded
 from saif_fast.evaluate.rows import constant, random_latents, saif_set
 from saif_fast.evaluate.study import (
     MAX_BIASES,
@@ -61,6 +61,14 @@ def test_every_row_is_there_and_had_the_same_number_of_candidates(choices) -> No
     assert {choice.method for choice in choices} == {"unsteered", "prompted", *TUNED}
     assert {c.n_candidates for c in choices if c.method in TUNED} == {SMALL.size}
     assert {choice.selected.n for choice in choices} == {6}
+
+
+def test_every_set_says_which_version_made_it(choices) -> None:
+    sets = {c.method: s for c in choices if (s := c.candidate.latent_set) is not None}
+    assert {"saif", "random", "noise", "project"} <= set(sets)
+    assert {name: s.provenance.version for name, s in sets.items()} == dict.fromkeys(
+        sets, __version__
+    )
 
 
 def test_biases_are_16_tokens_or_the_whole_vocabulary(choices, subject: Subject) -> None:

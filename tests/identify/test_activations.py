@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import re
+from hashlib import sha256
+
 import pytest
 import torch
-from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
+from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_sae, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saif_fast import hf
-from saif_fast.identify import ActivationSet, ContrastPair, ContrastPairs, collect, plain_texts
+from saif_fast.identify import (
+    ActivationSet,
+    ContrastPair,
+    ContrastPairs,
+    LatentStatistics,
+    collect,
+    plain_texts,
+)
 
 PAIRS = ContrastPairs(
     (
@@ -94,3 +104,15 @@ def test_the_built_in_plain_text() -> None:
     texts = plain_texts()
     assert len(texts) >= 40 and len(set(texts)) == len(texts)
     assert all(20 < len(text) < 200 for text in texts)
+
+
+def test_the_plain_text_is_named_with_its_hash() -> None:
+    own, built_in = (
+        collect(tiny_model(), tiny_tokenizer(), PAIRS, [LAYERS[0]], plain=plain)
+        for plain in (["w1 w2", "w3"], None)
+    )
+    digest = sha256(b"w1 w2\nw3").hexdigest()[:12]
+    assert own.plain_name == f"2 texts given, sha256 {digest}"
+    assert re.fullmatch("built-in everyday English, sha256 [0-9a-f]{12}", built_in.plain_name)
+    found = LatentStatistics.compute(tiny_sae(LAYERS[0]), own).provenance
+    assert found.notes["plain_text"] == f"{own.plain_name}, 3 tokens"

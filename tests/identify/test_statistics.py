@@ -248,7 +248,8 @@ def test_identify_is_deterministic_and_says_where_the_set_comes_from() -> None:
     assert (origin.position, origin.seed, origin.wordings) == ("post", 0, ["w30 w31", "w32"])
     for name in ("model", "version", "data_hash", "statistic", "unit"):
         assert getattr(origin, name), name
-    assert {"fit", "max_density", "plain_text", "chat"} <= set(origin.notes)
+    assert {"fit", "max_density", "chat"} <= set(origin.notes)
+    assert origin.notes["negatives"] == "plain, neutral, others"
     site = one.sites[0].site
     assert site.sae is not None and site.sae.content_hash == tiny_sae().content_hash
     for latent in site.latents:
