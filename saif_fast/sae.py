@@ -164,10 +164,6 @@ class SparseAutoencoder:
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 
-    def encoder_row(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``W_enc[:, index]`` [d_model], ``b_enc[index]`` [] and ``threshold[index]`` []."""
-        return self.W_enc[:, index], self.b_enc[index], self.threshold[index]
-
     @property
     def can_edit_live(self) -> bool:
         """Whether :meth:`require_live_edits` passes."""

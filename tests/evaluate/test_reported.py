@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from saif_fast import embedded
 from saif_fast.evaluate.engine import Choice, select
 from saif_fast.evaluate.methods import Method
 from saif_fast.evaluate.results import Row
@@ -21,21 +19,10 @@ from saif_fast.evaluate.study import (
     report,
     tune,
 )
-from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import get_task
 
 TASKS = ("french", "german", "json", "keyword", "upper_case")
 SEARCH, N_SELECT, N_REPORT = Search(), 24, 100
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return Subject(
-        AutoModelForCausalLM.from_pretrained(embedded.model_path()).eval(),
-        AutoTokenizer.from_pretrained(embedded.model_path()),
-        SparseAutoencoder.from_saelens(embedded.sae_path("last")),
-        {"middle": SparseAutoencoder.from_saelens(embedded.sae_path("middle"))},
-    )
 
 
 @pytest.fixture(scope="module")

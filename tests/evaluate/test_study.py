@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from saif_fast import __version__, embedded
+from saif_fast import __version__
 from saif_fast.evaluate.rows import constant, random_latents, saif_set
 from saif_fast.evaluate.study import (
     MAX_BIASES,
@@ -21,7 +20,6 @@ from saif_fast.evaluate.study import (
 from saif_fast.identify import LatentStatistics
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime
-from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, get_task
 
 SMALL = Search(ks=(1, 3, 5, 10), betas=(-1.0, -0.5, 0.0, 0.5, 1.0), norms=(1.0,))
@@ -30,16 +28,6 @@ TUNED = {
     *("logit_bias", "logit_bias_full", "logit_bias_no_sae", "logit_bias_no_sae_full"),
     *("saif_middle", "live_middle", "diff_in_means_middle", "project_middle"),
 }
-
-
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return Subject(
-        AutoModelForCausalLM.from_pretrained(embedded.model_path()).eval(),
-        AutoTokenizer.from_pretrained(embedded.model_path()),
-        SparseAutoencoder.from_saelens(embedded.sae_path("last")),
-        {"middle": SparseAutoencoder.from_saelens(embedded.sae_path("middle"))},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def test_encoder_rows_are_the_encoder(write_sae, x, architecture):
     sae = SparseAutoencoder.from_saelens(write_sae(architecture))
     columns = []
     for index in range(D_SAE):
-        row, bias, threshold = sae.encoder_row(index)
+        row, bias, threshold = sae.W_enc[:, index], sae.b_enc[index], sae.threshold[index]
         pre = x @ row + bias
         columns.append(pre * (pre > threshold))
     torch.testing.assert_close(torch.stack(columns, dim=1), sae.encode(x))
