@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from saif_fast.latent_set import LatentSet
-from saif_kernels import LatentEdits, RequestRows, SteeringBank
+from saif_kernels import MAX_LATENTS, LatentEdits, RequestRows, SteeringBank
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SteeringTables:
     @property
     def nbytes(self) -> int:
         """Device memory of all tables in bytes."""
-        return sum(bank.nbytes for bank in self.banks.values()) + sum(t.nbytes for t in self.rows)
+        return sum(bank.nbytes for bank in self.banks.values()) + self.rows.table.nbytes
 
     @property
     def slots(self) -> Mapping[str, int]:
@@ -90,6 +90,12 @@ class SteeringTables:
         if not free:
             raise ValueError(f"max_sets: all {self.capacity.max_sets} slots are taken")
         n_live = latent_set.n_live
+        for layer, k in n_live.items():
+            if k > MAX_LATENTS:
+                raise ValueError(
+                    f"latent set at layer {layer}: expected at most {MAX_LATENTS} live latents, "
+                    f"got {k}"
+                )
         offsets = {
             layer: self._find(layer, n_live[layer])
             for layer in latent_set.layers

@@ -89,7 +89,7 @@ class ResidualSteering:
             token_scale=self._token_scale,
             query_start_loc=start,
             request_row=self._request_row,
-            positions=positions.reshape(-1),
+            positions=positions.reshape(-1).contiguous(),
             rows=self._rows,
         )
         if real is not None:
@@ -148,24 +148,12 @@ def _request_rows(
     device: torch.device,
 ) -> RequestRows:
     width = max(1, *(len(request.sets) for request in requests if request is not None))
-    unsteered = SteeringRequest(sets=())
-    filled = [unsteered if request is None else request for request in requests]
-    pairs = [[(slots[name], strength) for name, strength in request.sets] for request in filled]
-    padded = [row + [(-1, 0.0)] * (width - len(row)) for row in pairs]
-    windows = [request.window for request in filled]
-
-    # Whole columns at once: RequestRows.write costs nine small copies a row, which adds up over
-    # large batches.
-    def column(values: list[Any], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
-
-    return RequestRows(
-        set_slot=column([[slot for slot, _ in row] for row in padded], torch.int32),
-        strength=column([[strength for _, strength in row] for row in padded], torch.float32),
-        prompt_len=prompt_lens.to(device=device, dtype=torch.int32),
-        prompt=column([window.prompt for window in windows], torch.bool),
-        start=column([window.start for window in windows], torch.int32),
-        stop=column([window.stop for window in windows], torch.int32),
-        omega=column([window.omega for window in windows], torch.float32),
-        power=column([window.power for window in windows], torch.float32),
-    )
+    # Filled on the host and copied at once: a copy for each row adds up over large batches.
+    rows = RequestRows.allocate(len(requests), width, "cpu")
+    for row, request in enumerate(requests):
+        if request is not None:
+            pairs = [(slots[name], strength) for name, strength in request.sets]
+            rows.write(row, pairs, prompt_len=0, window=request.window)
+    rows = RequestRows(rows.table.to(device))
+    rows.prompt_len.copy_(prompt_lens)
+    return rows

@@ -69,7 +69,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
         "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
         "kv_sharing_fast_prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
-        # The torch implementation of the op looks at the batch on the host.
+        # The start-up canary counts what it steered on the host's side of a launch, which a replay
+        # does not pass.
         "CUDA graphs (enforce_eager=True switches them off)": (
             vllm_config.compilation_config.cudagraph_mode.name != "NONE"
         ),

@@ -213,8 +213,6 @@ def arm_runner(runner: Any, step: Any) -> None:
 
 
 def _arm_v1(runner: Any, step: Any) -> None:
-    from saif_vllm.tables import BatchRequest
-
     parameters = ("self", "scheduler_output", "num_scheduled_tokens")
     _check_signature(type(runner), "_prepare_inputs", parameters)
     for name in ("input_batch", "requests", "query_start_loc", "positions", "get_model"):
@@ -227,10 +225,7 @@ def _arm_v1(runner: Any, step: Any) -> None:
         states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
         step.begin_step(
             batch=[
-                BatchRequest(
-                    state.req_id, _extra_args(state.sampling_params), state.num_prompt_tokens
-                )
-                for state in states
+                getattr(state, "saif_request", None) or _batch_request(state) for state in states
             ],
             # On the device: the host's copies are upper bounds under asynchronous scheduling.
             query_start_loc=runner.query_start_loc.gpu[: len(states) + 1],
@@ -240,6 +235,16 @@ def _arm_v1(runner: Any, step: Any) -> None:
         return result
 
     runner._prepare_inputs = prepare_inputs
+
+
+def _batch_request(state: Any) -> Any:
+    """The one ``BatchRequest`` of a V1 request, left on its state, which lives as long."""
+    from saif_vllm.tables import BatchRequest
+
+    state.saif_request = BatchRequest(
+        state.req_id, _extra_args(state.sampling_params), state.num_prompt_tokens
+    )
+    return state.saif_request
 
 
 def _arm_v2(state: Any, step: Any) -> None:

@@ -6,12 +6,13 @@ token, and :func:`steer_` edits the residual stream in place.
 """
 
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
-from saif_kernels.bank import LatentEdits, SteeringBank
+from saif_kernels.bank import MAX_LATENTS, LatentEdits, SteeringBank
 from saif_kernels.rows import OPEN_STOP, RequestRows, Window
-from saif_kernels.steer import steer_, steer_torch_
+from saif_kernels.steer import steer_
 from saif_kernels.steps import prepare_steps
 
 __all__ = [
+    "MAX_LATENTS",
     "OPEN_STOP",
     "LatentEdits",
     "RequestRows",
@@ -19,5 +20,4 @@ __all__ = [
     "Window",
     "prepare_steps",
     "steer_",
-    "steer_torch_",
 ]

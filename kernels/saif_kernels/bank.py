@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MAX_LATENTS = 64  # live latents of one set at one layer: a token's scratch on a GPU is of that size
+
 
 class LatentEdits(NamedTuple):
     """One latent set at one layer, compiled: k live latents, all constants in ``vector``.
@@ -107,6 +109,7 @@ class SteeringBank(NamedTuple):
         """
         k = edits.W_enc.shape[0]
         pool = slice(offset, offset + k)
+        assert k <= MAX_LATENTS
         assert offset + k <= self.W_enc.shape[0] and slot < self.vector.shape[0]
         for name in ("W_enc", "W_dec", "b_enc", "threshold", "p", "q", "lo", "gated"):
             getattr(self, name)[pool].copy_(getattr(edits, name))

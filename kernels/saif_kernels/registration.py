@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from saif_kernels.bank import SteeringBank
-from saif_kernels.steer import steer_reference
+from saif_kernels.steer import steer_torch_, steer_triton_
+from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
 
 # FRAGMENT: several modules of one process may define ops of this namespace.
 LIBRARY = torch.library.Library("saif", "FRAGMENT")
@@ -17,10 +18,20 @@ def _nothing(hidden: Tensor, *args: Tensor | None) -> None:
 
 
 # Flat tensors, since a schema knows no tuples; the order is that of SteeringBank's fields.
-LIBRARY.define(
-    "steer_(Tensor(a!) hidden, Tensor? residual, "
-    + ", ".join(f"Tensor {name}" for name in SteeringBank._fields)
-    + ", Tensor set_slot, Tensor strength, Tensor token_row, Tensor token_scale) -> ()"
+_TABLES = ", ".join(
+    f"Tensor {name}"
+    for name in (*SteeringBank._fields, "set_slot", "strength", "token_row", "token_scale")
 )
-LIBRARY.impl("steer_", steer_reference, "CompositeExplicitAutograd")
+
+LIBRARY.define(f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}) -> ()")
+LIBRARY.impl("steer_", steer_torch_, "CompositeExplicitAutograd")
+LIBRARY.impl("steer_", steer_triton_, "CUDA")
 torch.library.register_fake("saif::steer_", _nothing, lib=LIBRARY)
+
+LIBRARY.define(
+    "prepare_steps_(Tensor(a!) token_row, Tensor(b!) token_scale, Tensor query_start_loc, "
+    "Tensor request_row, Tensor positions, Tensor table) -> ()"
+)
+LIBRARY.impl("prepare_steps_", prepare_steps_torch, "CompositeExplicitAutograd")
+LIBRARY.impl("prepare_steps_", prepare_steps_triton, "CUDA")
+torch.library.register_fake("saif::prepare_steps_", _nothing, lib=LIBRARY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 OPEN_STOP = 2**31 - 1  # "until the end" as an int32
+
+# First columns of a packed row; M set slots and M strengths follow.
+PROMPT_LEN, PROMPT, START, STOP, OMEGA, POWER, N_SCALARS = range(7)
 
 
 class Window(NamedTuple):
@@ -29,38 +33,45 @@ class Window(NamedTuple):
     power: float = 3.0
 
 
-class RequestRows(NamedTuple):
-    """N request rows of at most M (set slot, strength) pairs each, shared by all hooked layers."""
+class RequestRows:
+    """N request rows of at most M (set slot, strength) pairs each, shared by all hooked layers.
 
-    set_slot: Tensor  # [N, M] int32, -1 = none
-    strength: Tensor  # [N, M] fp32
-    prompt_len: Tensor  # [N] int32, tokens
-    prompt: Tensor  # [N] bool
-    start: Tensor  # [N] int32, generated tokens
-    stop: Tensor  # [N] int32, generated tokens, exclusive
-    omega: Tensor  # [N] fp32
-    power: Tensor  # [N] fp32
+    All columns lie in one table, so that a row is written in one copy; the others are views of it.
+
+    Args:
+        table: [N, 6 + 2 * M] int32, contiguous; fp32 columns hold the bits of their values.
+
+    Attributes:
+        table: as given.
+        prompt_len: [N] int32, tokens.
+        prompt: [N] int32, 1 = steered before its last token, too.
+        start: [N] int32, generated tokens.
+        stop: [N] int32, generated tokens, exclusive.
+        omega: [N] fp32.
+        power: [N] fp32.
+        set_slot: [N, M] int32, -1 = none.
+        strength: [N, M] fp32.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        n_pairs = (table.shape[1] - N_SCALARS) // 2
+        values = table.view(torch.float32)
+        self.table = table
+        self.prompt_len, self.prompt, self.start, self.stop = table[:, :OMEGA].unbind(1)
+        self.omega, self.power = values[:, OMEGA:N_SCALARS].unbind(1)
+        self.set_slot = table[:, N_SCALARS : N_SCALARS + n_pairs]
+        self.strength = values[:, N_SCALARS + n_pairs :]
+        self._packed = struct.Struct(f"=4i2f{n_pairs}i{n_pairs}f")
 
     @classmethod
     def allocate(
         cls, max_requests: int, max_sets_per_request: int, device: torch.device | str
     ) -> RequestRows:
         """Empty rows: no set, so they steer nothing."""
-
-        def column(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(max_requests, dtype=dtype, device=device)
-
-        shape = (max_requests, max_sets_per_request)
-        return cls(
-            set_slot=torch.full(shape, -1, dtype=torch.int32, device=device),
-            strength=torch.zeros(shape, dtype=torch.float32, device=device),
-            prompt_len=column(torch.int32),
-            prompt=column(torch.bool),
-            start=column(torch.int32),
-            stop=column(torch.int32),
-            omega=column(torch.float32),
-            power=column(torch.float32),
-        )
+        shape = (max_requests, N_SCALARS + 2 * max_sets_per_request)
+        rows = cls(torch.zeros(shape, dtype=torch.int32, device=device))
+        rows.set_slot.fill_(-1)
+        return rows
 
     def write(
         self,
@@ -70,23 +81,30 @@ class RequestRows(NamedTuple):
         window: Window = Window(),  # noqa: B008  (an immutable NamedTuple)
     ) -> None:
         """Fill ``row`` with (slot, strength) pairs and the request's window; the rest of the row
-        is emptied.
+        is emptied. One copy, for which the host does not wait.
         """
-        assert len(pairs) <= self.set_slot.shape[1]
-        assert all(math.isfinite(strength) for _, strength in pairs)
         padding = self.set_slot.shape[1] - len(pairs)
-        self.set_slot[row] = torch.tensor(
-            [slot for slot, _ in pairs] + [-1] * padding, dtype=torch.int32
+        assert padding >= 0
+        assert all(math.isfinite(strength) for _, strength in pairs)
+        packed = self._packed.pack(
+            prompt_len,
+            *window,
+            *(slot for slot, _ in pairs),
+            *[-1] * padding,
+            *(strength for _, strength in pairs),
+            *[0.0] * padding,
         )
-        self.strength[row] = torch.tensor([s for _, s in pairs] + [0.0] * padding)
-        self.prompt_len[row] = prompt_len
-        self.prompt[row] = window.prompt
-        self.start[row] = window.start
-        self.stop[row] = window.stop
-        self.omega[row] = window.omega
-        self.power[row] = window.power
+        copy_to(self.table[row], torch.frombuffer(bytearray(packed), dtype=torch.int32))
 
     def clear(self, row: int) -> None:
         """Make ``row`` steer nothing."""
-        self.set_slot[row] = -1
-        self.strength[row] = 0.0
+        self.write(row, [], prompt_len=0)
+
+
+def copy_to(target: Tensor, host: Tensor) -> None:
+    """Copy a host tensor without waiting for the device.
+
+    From pageable memory the host would wait. PyTorch keeps the pinned block until the copy is done,
+    so ``host`` may go at once.
+    """
+    target.copy_(host.pin_memory() if target.is_cuda else host, non_blocking=True)

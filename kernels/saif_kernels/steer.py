@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from saif_kernels.bank import SteeringBank
+from saif_kernels._steer_tile import shared_latents, steer_tile
+from saif_kernels._steer_token import (
+    WalkBlocks,
+    as_pointers,
+    steer_token,
+    token_partials,
+    walk_blocks,
+)
+from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
+from saif_kernels.bank import MAX_LATENTS, SteeringBank
 from saif_kernels.rows import RequestRows
 
-_TILE = 32  # pairs of a token and a set that share one read of the set's rows
+FEW_TOKENS = 64  # up to here each token has programs of its own, beyond there are tiles
+ON_GPUS = (torch.float32, torch.bfloat16, torch.float16)
+TILE_TOKENS = 16  # the least that tl.dot takes
+_TILE = 32  # of the reference: pairs of a token and a set that share one read of the set's rows
 
 
-def steer_torch_(
+def steer_(
     hidden: Tensor,
     residual: Tensor | None,
     bank: SteeringBank,
@@ -19,7 +33,7 @@ def steer_torch_(
     token_row: Tensor,
     token_scale: Tensor,
 ) -> None:
-    """Steer the tokens of a batch, each with the sets of its request: the torch reference.
+    """Steer the tokens of a batch, each with the sets of its request.
 
     Semantics: with ``x = round_dtype(hidden + residual)``, then in fp32, for every pair (set s,
     strength w_s) of the token's row and every live latent i of s::
@@ -40,43 +54,49 @@ def steer_torch_(
         rows: sets and strengths of each request.
         token_row: [T] int32, row of each token, -1 = untouched.
         token_scale: [T] fp32, scale of each token.
+
+    Raises:
+        ValueError: a shape, stride or dtype does not fit; nothing was written.
     """
-    steer_reference(hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale)
+    check_batch(hidden, residual, bank, token_row, token_scale)
+    torch.ops.saif.steer_(
+        hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale
+    )
 
 
-def steer_(
+def check_batch(
     hidden: Tensor,
     residual: Tensor | None,
     bank: SteeringBank,
-    rows: RequestRows,
     token_row: Tensor,
     token_scale: Tensor,
 ) -> None:
-    """Steer in place through ``torch.ops.saif.steer_``; as :func:`steer_torch_`.
-
-    Raises:
-        ValueError: a shape or dtype does not fit; nothing was written.
-    """
+    """Raise ValueError unless the shapes, strides and dtypes of a batch fit."""
     if hidden.ndim != 2 or hidden.shape[1] != bank.W_enc.shape[1]:
         raise ValueError(
             f"hidden: expected [tokens, {bank.W_enc.shape[1]}], got {list(hidden.shape)}"
         )
+    if hidden.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
+        raise ValueError("hidden and residual: expected a token's channels next to one another")
     if residual is not None and (residual.shape != hidden.shape or residual.dtype != hidden.dtype):
         raise ValueError(
             f"residual: expected {list(hidden.shape)} {hidden.dtype}, "
             f"got {list(residual.shape)} {residual.dtype}"
+        )
+    dtypes = ON_GPUS if hidden.is_cuda else (*ON_GPUS, torch.float64)
+    if hidden.dtype not in dtypes or hidden.dtype != bank.W_enc.dtype:
+        raise ValueError(
+            f"hidden: expected the bank's dtype, one of {dtypes}, "
+            f"got {hidden.dtype} and a bank of {bank.W_enc.dtype}"
         )
     if token_row.shape[0] < hidden.shape[0] or token_scale.shape[0] < hidden.shape[0]:
         raise ValueError(
             f"token_row and token_scale: expected at least {hidden.shape[0]} tokens, "
             f"got {token_row.shape[0]} and {token_scale.shape[0]}"
         )
-    torch.ops.saif.steer_(
-        hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale
-    )
 
 
-def steer_reference(
+def steer_torch_(
     hidden: Tensor,
     residual: Tensor | None,
     W_enc: Tensor,
@@ -95,7 +115,7 @@ def steer_reference(
     token_row: Tensor,
     token_scale: Tensor,
 ) -> None:
-    """The implementation behind both, over the flat tensors of a schema."""
+    """The reference, over the flat tensors of a schema; also the implementation on CPUs."""
     n_tokens = hidden.shape[0]
     token_row, token_scale = token_row[:n_tokens], token_scale[:n_tokens]
     token = ((token_row >= 0) & (token_scale != 0)).nonzero().squeeze(1)
@@ -140,3 +160,200 @@ def _tiles(slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first_tile = (n_tiles.cumsum(0) - n_tiles).repeat_interleave(sizes)
     rank = torch.arange(len(slot), device=slot.device) - first
     return slots.repeat_interleave(n_tiles), first_tile + rank // _TILE, rank % _TILE
+
+
+class SteerBlocks(NamedTuple):
+    """How a launch is cut up."""
+
+    n_parts: int  # of d_model, each a program of a token's; 1 where there are tiles
+    part_d: int  # channels of a part
+    walk: WalkBlocks  # of a program that steers one token's part
+    tile_t: int  # tokens of a tile; 1: there are no tiles
+    tile_d: int  # channels of a tile's step
+    n_walkers: int  # programs that share the tokens of a tile whose sets differ
+
+
+def steer_blocks(n_tokens: int, d_model: int, itemsize: int) -> SteerBlocks:
+    """Blocks for ``n_tokens`` padded tokens, by shapes alone: a CUDA graph may keep them."""
+    few = n_tokens <= FEW_TOKENS
+    # A program streams two rows a latent: of more than 8 KiB each, that takes it too long.
+    n_parts = 4 if few and d_model * itemsize > 8192 else 1
+    part_d = -(-d_model // n_parts)
+    walk = walk_blocks(part_d, itemsize)
+    return SteerBlocks(
+        n_parts=n_parts,
+        part_d=part_d,
+        walk=walk,
+        tile_t=1 if few else TILE_TOKENS,
+        tile_d=walk.num_warps * warp_size() // itemsize,  # 16 bytes a thread, the widest load
+        n_walkers=TILE_TOKENS if n_tokens <= 2048 else 4,
+    )
+
+
+@jit
+def _partial_kernel(
+    x,  # Stream
+    bank,  # SteeringBank
+    tokens,  # Tokens
+    p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32, written
+    D: tl.constexpr,
+    M: tl.constexpr,
+    N_PARTS: tl.constexpr,
+    PART_D: tl.constexpr,
+    MAX_LATENTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (token, part): the part's share of the pre-activations of the token's latents."""
+    i_t = tl.program_id(0).to(tl.int64)
+    i_part = tl.program_id(1)
+    o = tl.arange(0, BLOCK_D)
+    o_d = i_part * PART_D + o
+    m_d = (o < PART_D) & (o_d < D)
+    row = tl.load(tokens.row + i_t).to(tl.int64)
+    if row >= 0:
+        token_partials(
+            x, bank, tokens, p_partial, i_t, row, i_part, o_d, m_d,
+            D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
+        )  # fmt: skip
+
+
+@jit
+def _token_kernel(
+    x,  # Stream
+    bank,  # SteeringBank
+    tokens,  # Tokens
+    p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32; None with one part
+    D: tl.constexpr,
+    M: tl.constexpr,
+    N_PARTS: tl.constexpr,
+    PART_D: tl.constexpr,
+    MAX_LATENTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program (token, part): steer the part's channels of the token."""
+    i_t = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK_D)
+    o_d = tl.program_id(1) * PART_D + o
+    m_d = (o < PART_D) & (o_d < D)
+    steer_token(x, bank, tokens, p_partial, i_t, o_d, m_d, D, M, N_PARTS, MAX_LATENTS, BLOCK_K)
+
+
+@jit(do_not_specialize=["n_tokens"])
+def _tile_kernel(
+    x,  # Stream
+    bank,  # SteeringBank
+    tokens,  # Tokens
+    n_tokens,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    MAX_LATENTS: tl.constexpr,
+    N_WALKERS: tl.constexpr,
+    WALK_D: tl.constexpr,
+    WALK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
+
+    A tile's rows are written by walker 0 alone, or each by the walker of its token.
+    """
+    i_tile = tl.program_id(0).to(tl.int64)
+    i_walker = tl.program_id(1)
+    o_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    b_row = tl.load(tokens.row + o_t, mask=o_t < n_tokens, other=-1).to(tl.int64)
+    b_scale = tl.load(tokens.scale + o_t, mask=b_row >= 0, other=0.0)
+    m_t = b_scale != 0
+    lead = tl.max(tl.where(m_t, b_row, -1))
+    if lead >= 0:
+        n_latents = shared_latents(bank, tokens, b_row, m_t, lead, M)
+        if (n_latents > 0) & (n_latents <= MAX_LATENTS):
+            if i_walker == 0:
+                if n_latents <= 16:
+                    steer_tile(
+                        x, bank, tokens, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D,
+                    )  # fmt: skip
+                else:
+                    steer_tile(
+                        x, bank, tokens, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D,
+                    )  # fmt: skip
+        else:  # also constants alone: there is nothing to share but a vector
+            o_d = tl.arange(0, WALK_D)
+            for i in range(i_walker, BLOCK_T, N_WALKERS):
+                if i_tile * BLOCK_T + i < n_tokens:
+                    steer_token(
+                        x, bank, tokens, None, i_tile * BLOCK_T + i, o_d, o_d < D,
+                        D, M, 1, MAX_LATENTS, WALK_K,
+                    )  # fmt: skip
+
+
+def steer_triton_(
+    hidden: Tensor,
+    residual: Tensor | None,
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor,
+    p: Tensor,
+    q: Tensor,
+    lo: Tensor,
+    gated: Tensor,
+    offset: Tensor,
+    n_latents: Tensor,
+    vector: Tensor,
+    set_slot: Tensor,
+    strength: Tensor,
+    token_row: Tensor,
+    token_scale: Tensor,
+) -> None:
+    """The launcher, for fp32, bf16 and fp16: arguments as those of :func:`steer_torch_`."""
+    n_tokens, d_model = hidden.shape
+    n_pairs = set_slot.shape[1]
+    if n_tokens == 0:
+        return
+    blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
+    x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
+    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
+    if blocks.tile_t > 1:
+        _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
+            x=x,
+            bank=bank,
+            tokens=tokens,
+            n_tokens=n_tokens,
+            D=d_model,
+            M=n_pairs,
+            BLOCK_M=max(16, next_power_of_2(n_pairs)),
+            MAX_LATENTS=MAX_LATENTS,
+            N_WALKERS=blocks.n_walkers,
+            WALK_D=blocks.walk.block_d,
+            WALK_K=blocks.walk.block_k,
+            BLOCK_T=blocks.tile_t,
+            BLOCK_D=blocks.tile_d,
+            num_warps=blocks.walk.num_warps,
+        )
+        return
+    partial = None
+    kernels = [_token_kernel]
+    if blocks.n_parts > 1:
+        shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
+        partial = hidden.new_empty(shape, dtype=torch.float32)
+        kernels = [_partial_kernel, _token_kernel]
+    for kernel in kernels:
+        kernel[(n_tokens, blocks.n_parts)](
+            x=x,
+            bank=bank,
+            tokens=tokens,
+            p_partial=partial,
+            D=d_model,
+            M=n_pairs,
+            N_PARTS=blocks.n_parts,
+            PART_D=blocks.part_d,
+            MAX_LATENTS=MAX_LATENTS,
+            BLOCK_D=blocks.walk.block_d,
+            BLOCK_K=blocks.walk.block_k,
+            num_warps=blocks.walk.num_warps,
+        )

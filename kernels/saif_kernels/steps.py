@@ -5,7 +5,130 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saif_kernels import rows as columns
+from saif_kernels._triton import jit, tl
 from saif_kernels.rows import RequestRows
+
+# A program's tokens, and the requests it compares them with at a time: 64 registers a thread, and
+# one round of loads for a batch of 256.
+_BLOCK_T, _BLOCK_N = 32, 256
+
+
+@jit(do_not_specialize=["n_tokens", "n_requests"])
+def _steps_kernel(
+    p_token_row,  # [T] int32, written
+    p_token_scale,  # [T] fp32, written
+    p_query_start_loc,  # [n + 1] int32
+    p_request_row,  # [n] int32
+    p_positions,  # [>= query_start_loc[n]] int32 or int64
+    p_table,  # [N, TABLE_STRIDE] int32, RequestRows.table
+    n_tokens,
+    n_requests,
+    TABLE_STRIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PROMPT_LEN: tl.constexpr = columns.PROMPT_LEN,
+    PROMPT: tl.constexpr = columns.PROMPT,
+    START: tl.constexpr = columns.START,
+    STOP: tl.constexpr = columns.STOP,
+    OMEGA: tl.constexpr = columns.OMEGA,
+    POWER: tl.constexpr = columns.POWER,
+):
+    """Program: BLOCK_T tokens, of whichever requests they are, so that no batch is lopsided."""
+    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = o_t < n_tokens
+    # A token's request is the number of requests that end at or before it. To count them all is
+    # quicker than a binary search, each of whose steps would wait for a load.
+    b_ended = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
+    for i in range(0, n_requests, BLOCK_N):
+        o_n = i + tl.arange(0, BLOCK_N)
+        b_end = tl.load(p_query_start_loc + 1 + o_n, mask=o_n < n_requests, other=2**31 - 1)
+        b_ended += (b_end[None, :] <= o_t[:, None]).to(tl.int32)
+    b_request = tl.sum(b_ended, axis=1)
+    m_inside = m_t & (b_request < n_requests) & (o_t >= tl.load(p_query_start_loc))
+    b_row = tl.load(p_request_row + b_request, mask=m_inside, other=-1)
+
+    m_steered = b_row >= 0
+    p_row = p_table + b_row.to(tl.int64) * TABLE_STRIDE
+    b_position = tl.load(p_positions + o_t, mask=m_steered, other=0).to(tl.int64)
+    b_prompt_len = tl.load(p_row + PROMPT_LEN, mask=m_steered, other=0)
+    b_prompt = tl.load(p_row + PROMPT, mask=m_steered, other=0)
+    b_start = tl.load(p_row + START, mask=m_steered, other=0)
+    b_stop = tl.load(p_row + STOP, mask=m_steered, other=0)
+    b_omega = tl.load(p_row + OMEGA, mask=m_steered, other=0).to(tl.float32, bitcast=True)
+    b_power = tl.load(p_row + POWER, mask=m_steered, other=0).to(tl.float32, bitcast=True)
+
+    b_generated = b_position - (b_prompt_len - 1)
+    b_elapsed = tl.maximum(b_generated - b_start, 0).to(tl.float32)
+    b_decay = tl.exp2(-b_power * tl.log2(1.0 + b_omega * b_elapsed))
+    m_window = (b_generated >= b_start) & (b_generated < b_stop)
+    b_scale = tl.where(b_generated < 0, b_prompt.to(tl.float32), tl.where(m_window, b_decay, 0.0))
+    b_scale = tl.where(m_steered, b_scale, 0.0)
+    tl.store(p_token_scale + o_t, b_scale, mask=m_t)
+    tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_row, -1), mask=m_t)
+
+
+def prepare_steps_triton(
+    token_row: Tensor,
+    token_scale: Tensor,
+    query_start_loc: Tensor,
+    request_row: Tensor,
+    positions: Tensor,
+    table: Tensor,
+) -> None:
+    """The launcher: arguments as those of :func:`prepare_steps_torch`."""
+    n_tokens = token_row.shape[0]
+    if n_tokens == 0:
+        return
+    _steps_kernel[(-(-n_tokens // _BLOCK_T),)](
+        p_token_row=token_row,
+        p_token_scale=token_scale,
+        p_query_start_loc=query_start_loc,
+        p_request_row=request_row,
+        p_positions=positions,
+        p_table=table,
+        n_tokens=n_tokens,
+        n_requests=request_row.shape[0],
+        TABLE_STRIDE=table.stride(0),
+        BLOCK_T=_BLOCK_T,
+        BLOCK_N=_BLOCK_N,
+    )
+
+
+def prepare_steps_torch(
+    token_row: Tensor,
+    token_scale: Tensor,
+    query_start_loc: Tensor,
+    request_row: Tensor,
+    positions: Tensor,
+    table: Tensor,
+) -> None:
+    """The reference of :func:`prepare_steps`, over ``table`` [N, 6 + 2 * M] int32 of the rows."""
+    token_row.fill_(-1)
+    token_scale.zero_()
+    n_requests = request_row.shape[0]
+    if n_requests == 0:
+        return
+    # Beyond the positions there is padding only.
+    n_tokens = min(token_row.shape[0], positions.shape[0])
+    token = torch.arange(n_tokens, dtype=torch.int32, device=token_row.device)
+    # right=True counts the starts at or before t; minus one is the request. Tokens past the last
+    # end get n.
+    request = torch.searchsorted(query_start_loc, token, right=True) - 1
+    inside = (request >= 0) & (request < n_requests)
+    row = torch.where(inside, request_row[request.clamp(0, n_requests - 1)], -1)
+
+    asked = table[:, : columns.N_SCALARS].index_select(0, row.clamp(min=0))
+    prompt_len, prompt, start, stop = asked[:, : columns.OMEGA].unbind(1)
+    omega, power = asked.view(torch.float32)[:, columns.OMEGA :].unbind(1)
+    generated = positions[:n_tokens].long() - (prompt_len.long() - 1)
+    elapsed = (generated - start).clamp(min=0).float()
+    decay = (1.0 + omega * elapsed).pow(-power)
+    in_window = (generated >= start) & (generated < stop)
+    scale = torch.where(generated < 0, prompt.float(), torch.where(in_window, decay, 0.0))
+    scale = torch.where(row >= 0, scale, 0.0)
+    token_scale[:n_tokens] = scale
+    token_row[:n_tokens] = torch.where(scale != 0, row, -1)
 
 
 def prepare_steps(
@@ -26,34 +149,35 @@ def prepare_steps(
     counts are upper bounds under asynchronous scheduling and speculation. No value leaves the
     device.
 
+    A scale without decay is exactly 0 or 1. With decay its relative error is within
+    ``2**-22 * (1 + power + |log2(scale)|)``, and one below ``2**-126`` may be 0.
+
     Args:
         token_row: [T] int32, written.
         token_scale: [T] fp32, written.
         query_start_loc: [n + 1] int32, first token of each request; non-decreasing.
         request_row: [n] int32, row of each request in ``rows``; -1 = unsteered.
-        positions: [>= T] integer, position of each token in its request, in tokens.
+        positions: [>= query_start_loc[n]] int32 or int64, position of each token in its request,
+            in tokens.
         rows: the request table.
-    """
-    n_tokens = token_row.shape[0]
-    n_requests = request_row.shape[0]
-    if n_requests == 0:
-        token_row.fill_(-1)
-        token_scale.zero_()
-        return
-    token = torch.arange(n_tokens, dtype=query_start_loc.dtype, device=token_row.device)
-    # right=True counts the starts at or before t; minus one is the request. Tokens past the last
-    # end get n.
-    request = torch.searchsorted(query_start_loc, token, right=True) - 1
-    inside = (request >= 0) & (request < n_requests)
-    row = torch.where(inside, request_row[request.clamp(0, n_requests - 1)], -1)
-    steered = row >= 0
-    row_index = row.clamp(min=0).long()
 
-    generated = positions[:n_tokens].long() - (rows.prompt_len[row_index].long() - 1)
-    start, stop = rows.start[row_index], rows.stop[row_index]
-    elapsed = (generated - start).clamp(min=0).float()
-    decay = (1.0 + rows.omega[row_index] * elapsed).pow(-rows.power[row_index])
-    in_window = (generated >= start) & (generated < stop)
-    scale = torch.where(generated < 0, rows.prompt[row_index].float(), in_window.float() * decay)
-    token_scale.copy_(torch.where(steered, scale, 0.0))
-    token_row.copy_(torch.where(token_scale != 0, row, -1))
+    Raises:
+        ValueError: a shape or dtype does not fit; nothing was written.
+    """
+    n_tokens, n_requests = token_row.shape[0], request_row.shape[0]
+    _check("token_row", token_row, n_tokens, torch.int32)
+    _check("token_scale", token_scale, n_tokens, torch.float32)
+    _check("query_start_loc", query_start_loc, n_requests + 1, torch.int32)
+    _check("request_row", request_row, n_requests, torch.int32)
+    _check("positions", positions, positions.shape[0], torch.int32, torch.int64)
+    torch.ops.saif.prepare_steps_(
+        token_row, token_scale, query_start_loc, request_row, positions, rows.table
+    )
+
+
+def _check(name: str, tensor: Tensor, length: int, *dtypes: torch.dtype) -> None:
+    if tensor.shape != (length,) or tensor.dtype not in dtypes or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name}: expected [{length}] {' or '.join(map(str, dtypes))}, contiguous, "
+            f"got {list(tensor.shape)} {tensor.dtype} of strides {tensor.stride()}"
+        )

@@ -83,6 +83,14 @@ def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
     assert int(tables.banks[1].n_latents[0]) == 0
 
 
+def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
+    capacity = Capacity(max_sets=1, max_latents=100, max_requests=1, max_sets_per_request=1)
+    tables = SteeringTables([1], D_MODEL, 2, capacity, torch.float32, "cpu")
+    with pytest.raises(ValueError, match="layer 1: expected at most 64 live latents, got 65"):
+        tables.load(make_set(65))
+    tables.load(make_set(64))
+
+
 def test_what_overflows_the_models_dtype_is_refused() -> None:
     capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
     tables = SteeringTables([1], D_MODEL, 2, capacity, torch.float16, "cpu")

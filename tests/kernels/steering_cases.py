@@ -1,4 +1,4 @@
-"""One generator of inputs and one naive float64 oracle for the steering op's tests."""
+"""One generator of inputs for all uses of the steering op, and one naive float64 oracle."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ class Case(NamedTuple):
     token_row: Tensor
     token_scale: Tensor
 
+    def to(self, device: str) -> Case:
+        """The same inputs on ``device``."""
+        return Case(
+            self.hidden.to(device),
+            None if self.residual is None else self.residual.to(device),
+            SteeringBank(*(table.to(device) for table in self.bank)),
+            RequestRows(self.rows.table.to(device)),
+            self.token_row.to(device),
+            self.token_scale.to(device),
+        )
+
+    def flat(self) -> tuple[object, ...]:
+        """The arguments of ``torch.ops.saif.steer_``."""
+        rows = self.rows
+        return (*self[:2], *self.bank, rows.set_slot, rows.strength, *self[4:])
+
 
 def random_edits(d_model: int, kinds: list[str], generator: torch.Generator) -> LatentEdits:
     """Live latents of the given kinds over unit-scale rows, plus a dense vector."""
@@ -63,9 +79,15 @@ def make_case(
     max_pairs: int = 3,
     n_requests: int = 4,
     with_residual: bool = True,
+    one_combination: bool = False,
+    idle: float = 0.2,
     seed: int = 0,
 ) -> Case:
-    """Random requests over random sets; about a third of the tokens are unsteered."""
+    """Random requests over random sets; some tokens have no row.
+
+    ``one_combination``: all requests use the same sets, with strengths of their own. ``idle``:
+    share of the tokens of scale 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     bank = SteeringBank.allocate(d_model, len(latents), sum(latents), dtype, "cpu")
     kinds, offset = list(EDITS), 0
@@ -74,14 +96,17 @@ def make_case(
         bank.write(slot, offset, random_edits(d_model, chosen, generator))
         offset += k
     rows = RequestRows.allocate(n_requests, max_pairs, "cpu")
+    combination = torch.randperm(len(latents), generator=generator)[:max_pairs]
     for row in range(n_requests):
         slots = torch.randperm(len(latents), generator=generator)[: 1 + row % max_pairs]
+        if one_combination:
+            slots = combination
         strengths = torch.randn(len(slots), generator=generator)
         pairs = list(zip(slots.tolist(), strengths.tolist(), strict=True))
         rows.write(row, pairs, prompt_len=1)
     token_row = torch.randint(-1, n_requests, (n_tokens,), generator=generator).int()
     token_scale = torch.rand(n_tokens, generator=generator)
-    token_scale[torch.rand(n_tokens, generator=generator) < 0.2] = 0.0
+    token_scale[torch.rand(n_tokens, generator=generator) < idle] = 0.0
     hidden = torch.randn(n_tokens, d_model, generator=generator).to(dtype)
     residual = torch.randn(n_tokens, d_model, generator=generator).to(dtype)
     return Case(hidden, residual if with_residual else None, bank, rows, token_row, token_scale)

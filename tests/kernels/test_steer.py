@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from saif_kernels import LatentEdits, RequestRows, SteeringBank, steer_, steer_torch_
+from saif_kernels import LatentEdits, RequestRows, SteeringBank, steer_
+from saif_kernels.steer import steer_torch_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from steering_cases import EDITS, Case, make_case, oracle, random_edits
@@ -106,9 +107,9 @@ def test_tokens_do_not_depend_on_their_neighbours() -> None:
 
 def test_the_order_of_sets_does_not_matter() -> None:
     case = make_case(n_tokens=20, dtype=torch.float64)
-    flipped = case.rows._replace(
-        set_slot=case.rows.set_slot.flip(1), strength=case.rows.strength.flip(1)
-    )
+    flipped = RequestRows(case.rows.table.clone())
+    flipped.set_slot.copy_(case.rows.set_slot.flip(1))
+    flipped.strength.copy_(case.rows.strength.flip(1))
     first, second = case.hidden.clone(), case.hidden.clone()
     steer_(first, *case[1:])
     steer_(second, case.residual, case.bank, flipped, case.token_row, case.token_scale)
@@ -124,17 +125,12 @@ def test_a_cleared_slot_steers_nothing() -> None:
     assert torch.equal(hidden, case.hidden)
 
 
-def test_the_registered_op_is_the_reference_and_passes_opcheck() -> None:
+def test_the_registered_op_is_the_reference() -> None:
     case = make_case(n_tokens=9)
     first, second = case.hidden.clone(), case.hidden.clone()
     steer_(first, *case[1:])
-    steer_torch_(second, *case[1:])
+    steer_torch_(second, *case.flat()[1:])
     assert torch.equal(first, second)
-    rows = case.rows
-    torch.library.opcheck(
-        torch.ops.saif.steer_.default,
-        (case.hidden, case.residual, *case.bank, rows.set_slot, rows.strength, *case[4:]),
-    )
 
 
 @pytest.mark.parametrize(
@@ -143,9 +139,11 @@ def test_the_registered_op_is_the_reference_and_passes_opcheck() -> None:
         ({"hidden": torch.zeros(9, 65)}, "hidden: expected"),
         ({"residual": torch.zeros(8, 64)}, "residual: expected"),
         ({"residual": torch.zeros(9, 64, dtype=torch.bfloat16)}, "residual: expected"),
+        ({"hidden": torch.zeros(64, 9).T, "residual": None}, "channels next to one another"),
+        ({"hidden": torch.zeros(9, 64).bfloat16(), "residual": None}, "hidden: expected the bank"),
         ({"token_row": torch.zeros(8, dtype=torch.int32)}, "token_row and token_scale"),
     ],
-    ids=["d_model", "residual-shape", "residual-dtype", "too-few-rows"],
+    ids=["d_model", "residual-shape", "residual-dtype", "strides", "dtype", "too-few-rows"],
 )
 def test_misfits_are_refused_before_anything_is_written(
     change: dict[str, torch.Tensor], message: str

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 
-from saif_kernels import LatentEdits, RequestRows, SteeringBank, Window
+from saif_kernels import LatentEdits, RequestRows, SteeringBank, Window, prepare_steps
+from saif_kernels.rows import copy_to
 from saif_vllm.attach import decoder_layers, refuse_unsupported
 from saif_vllm.op import steering_hook
 from saif_vllm.request import SetUse, Steered
@@ -30,13 +31,20 @@ def asking(*sets: str, **window: Any) -> dict[str, object]:
 
 
 A, B, BOTH = asking("a"), asking("b"), asking("a", "b")
+RUNNING: dict[tuple[str, int, int], BatchRequest] = {}
+
+
+def request(name: str, asked: Mapping[str, object] | None, prompt_len: int) -> BatchRequest:
+    """One object for one request, as the model runners' seams have it."""
+    new = BatchRequest(name, asked, prompt_len)
+    return RUNNING.setdefault((name, id(asked), prompt_len), new)
 
 
 def run(step: StepTables, *batch: tuple[str, Mapping[str, object] | None, int, range]) -> None:
     """One step: (id, what it asks for, prompt length, positions) of each request."""
     lengths = [len(positions) for *_, positions in batch]
     step.begin_step(
-        batch=[BatchRequest(name, asked, prompt_len) for name, asked, prompt_len, _ in batch],
+        batch=[request(name, asked, prompt_len) for name, asked, prompt_len, _ in batch],
         query_start_loc=torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32),
         positions=torch.tensor([p for *_, positions in batch for p in positions]),
         n_tokens=sum(lengths),
@@ -102,6 +110,83 @@ def test_a_dummy_batch_between_steps_steers_nothing_and_harms_nothing(step: Step
     assert slots(step) == [[0], *rest(1)]
 
 
+class Work(NamedTuple):
+    """What a step costs: launches, and tensors copied to the device."""
+
+    launches: list[int]  # tokens of each
+    copies: list[Tensor]
+
+    def drain(self) -> tuple[list[int], int]:
+        done = list(self.launches), len(self.copies)
+        self.launches.clear()
+        self.copies.clear()
+        return done
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Of begin_step, counted."""
+    work = Work([], [])
+
+    def launch(**arguments: Any) -> None:
+        work.launches.append(len(arguments["token_row"]))
+        prepare_steps(**arguments)
+
+    def copy(target: Tensor, host: Tensor) -> None:
+        work.copies.append(host)
+        copy_to(target, host)
+
+    monkeypatch.setattr("saif_vllm.tables.prepare_steps", launch)
+    monkeypatch.setattr("saif_vllm.tables.copy_to", copy)
+    monkeypatch.setattr("saif_kernels.rows.copy_to", copy)
+    return work
+
+
+def test_a_step_is_one_launch_and_an_unchanged_batch_copies_nothing(
+    step: StepTables, work: Work
+) -> None:
+    x, y, z = ("x", A, 2), ("y", None, 1), ("z", B, 1)
+    run(step, (*x, range(2)), (*y, range(3)))
+    assert work.drain() == ([5], 2)  # x's row, the batch's rows
+    run(step, (*x, range(2, 3)), (*y, range(3, 4)))
+    assert work.drain() == ([5], 0)  # what the step before filled is cleared in the same launch
+    run(step, (*x, range(3, 4)), (*y, range(4, 5)))
+    assert work.drain() == ([2], 0)
+    run(step, (*y, range(5, 6)), (*x, range(4, 5)))
+    assert work.drain() == ([2], 1)
+    run(step, (*y, range(6, 7)), (*x, range(5, 6)), (*z, range(1)))
+    assert work.drain() == ([3], 2)
+    assert slots(step) == [[], [0], [1], *rest(3)]
+
+
+def test_a_batch_that_nobody_steers_costs_nothing(step: StepTables, work: Work) -> None:
+    run(step, ("y", None, 1, range(8)))
+    run(step, ("y", None, 1, range(8, 9)), ("z", None, 1, range(4)))
+    assert work.drain() == ([], 0)
+    run(step, ("x", A, 1, range(8)))
+    assert work.drain() == ([8], 2)
+    run(step, ("y", None, 1, range(9, 10)))  # what x left is cleared once
+    assert work.drain() == ([8], 1)
+    assert slots(step) == rest(0)
+    run(step, ("y", None, 1, range(10, 11)))
+    run(step, ("z", None, 1, range(4, 5)))
+    assert work.drain() == ([], 0)
+
+
+def test_the_tables_survive_sleep(step: StepTables) -> None:
+    x = ("x", A, 2)
+    run(step, (*x, range(2)))
+    # As vLLM's worker does: contents go, memory and buffers stay.
+    saved = {name: buffer.cpu().clone() for name, buffer in step.named_buffers()}
+    for buffer in step.buffers():
+        buffer.random_(2, 99)
+    for name, buffer in step.named_buffers():
+        buffer.data.copy_(saved[name].data)
+    run(step, (*x, range(2, 3)))
+    assert slots(step) == [[0], *rest(1)]
+    assert step.rows.strength[0].tolist() == [1.0, 0.0]
+
+
 def test_a_request_that_was_not_admitted_stops_the_engine(step: StepTables) -> None:
     with pytest.raises(RuntimeError, match="unchecked"):
         run(step, ("x", {"saif": "french"}, 1, range(1)))
@@ -109,7 +194,7 @@ def test_a_request_that_was_not_admitted_stops_the_engine(step: StepTables) -> N
 
 def test_tables_keep_their_memory(step: StepTables) -> None:
     before = {name: buffer.data_ptr() for name, buffer in step.named_buffers()}
-    assert {"token_row", "token_scale", "set_slot", "strength"} <= before.keys()
+    assert {"token_row", "token_scale", "request_rows"} <= before.keys()
     run(step, ("x", A, 1, range(2)))
     step.force_row(step.canary_row)
     step.force_row(None)

@@ -1,0 +1,119 @@
+"""Steering a tile of tokens that share their sets: each row is read once, by tl.dot."""
+
+from __future__ import annotations
+
+from saif_kernels._steer_token import edited, stream_at
+from saif_kernels._triton import jit, tl
+
+
+@jit
+def shared_latents(
+    bank,
+    tokens,
+    b_row,  # [BLOCK_T] int64, of each token
+    m_t,  # [BLOCK_T], live tokens
+    lead,  # int64, row of one of them
+    M: tl.constexpr,
+):
+    """Number of live latents that every live token of a tile has; -1: their sets differ."""
+    n_latents = 0
+    n_others = 0
+    for i_pair in range(M):
+        slot = tl.load(tokens.set_slot + lead * tokens.slot_stride + i_pair)
+        p_slot = tokens.set_slot + b_row * tokens.slot_stride + i_pair
+        b_slot = tl.load(p_slot, mask=m_t, other=-1)
+        n_others += tl.sum((m_t & (b_slot != slot)).to(tl.int32))
+        n_latents += tl.load(bank.n_latents + slot, mask=slot >= 0, other=0)
+    return tl.where(n_others == 0, n_latents, -1)
+
+
+@jit
+def as_operands(
+    b_weight,  # [BLOCK_T, BLOCK_K] fp32
+    DTYPE: tl.constexpr,
+):
+    """``(unit, high, low)`` with ``weight = unit * (high + low)``: [BLOCK_T, 1] and 2 of DTYPE.
+
+    Two operands of DTYPE keep 16 bits of the weight (22 in fp16), where one would keep 8 (11). The
+    unit, a token's largest weight, keeps them in fp16's range.
+    """
+    b_unit = tl.max(tl.abs(b_weight), axis=1)[:, None]
+    b_unit = tl.where(b_unit > 0, b_unit, 1.0)
+    b_weight = b_weight / b_unit
+    b_high = b_weight.to(DTYPE)
+    return b_unit, b_high, (b_weight - b_high.to(tl.float32)).to(DTYPE)
+
+
+@jit
+def weighted_sum(operands, b_row):
+    """``weight @ row`` [BLOCK_T, BLOCK_D] fp32, from ``as_operands(weight)`` and rows of DTYPE."""
+    b_unit, b_high, b_low = operands
+    b_sum = tl.dot(b_high, b_row, input_precision="ieee")
+    if b_row.dtype != tl.float32:  # there, high is exact
+        b_sum = tl.dot(b_low, b_row, b_sum, input_precision="ieee")
+    return b_unit * b_sum
+
+
+@jit
+def steer_tile(
+    x,
+    bank,
+    tokens,
+    o_t,  # [BLOCK_T] int64
+    b_row,  # [BLOCK_T] int64, of each token
+    b_scale,  # [BLOCK_T] fp32, of each token
+    m_t,  # [BLOCK_T], live tokens
+    lead,  # int64, row of one of them
+    D: tl.constexpr,
+    M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
+    o_m = tl.arange(0, BLOCK_M)
+    p_slot = tokens.set_slot + lead * tokens.slot_stride + o_m
+    o_slot = tl.load(p_slot, mask=o_m < M, other=-1).to(tl.int64)
+    m_m = o_slot >= 0
+
+    # The latents of all sets in one list: the pair and the pool row of each.
+    b_n_latents = tl.load(bank.n_latents + o_slot, mask=m_m, other=0)
+    b_offset = tl.load(bank.offset + o_slot, mask=m_m, other=0)
+    b_end = tl.cumsum(b_n_latents, axis=0)
+    b_begin = b_end - b_n_latents
+    o_k = tl.arange(0, BLOCK_K)
+    m_k = o_k < tl.sum(b_n_latents)
+    m_mk = (b_begin[:, None] <= o_k[None, :]) & (o_k[None, :] < b_end[:, None])
+    o_pair = tl.sum(tl.where(m_mk, o_m[:, None], 0), axis=0)
+    o_pool = o_k + tl.sum(tl.where(m_mk, (b_offset - b_begin)[:, None], 0), axis=0).to(tl.int64)
+
+    NUM_STAGES: tl.constexpr = 3 if BLOCK_K == 16 else 2  # shared memory holds all stages
+    b_pre = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
+    for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
+        o_d = i_d + tl.arange(0, BLOCK_D)
+        m_d = o_d < D
+        b_x = stream_at(x, o_t[:, None], o_d[None, :], m_t[:, None] & m_d[None, :])
+        p_W_enc = bank.W_enc + o_pool[None, :] * D + o_d[:, None]
+        b_W_enc = tl.load(p_W_enc, mask=m_k[None, :] & m_d[:, None], other=0.0)
+        b_pre = tl.dot(b_x, b_W_enc, b_pre, input_precision="ieee")
+
+    p_strength = tokens.strength + b_row[:, None] * tokens.strength_stride
+    m_tk, m_tm = m_t[:, None] & m_k[None, :], m_t[:, None] & m_m[None, :]
+    b_weight = b_scale[:, None] * tl.load(p_strength + o_pair[None, :], mask=m_tk, other=0.0)
+    b_strength = b_scale[:, None] * tl.load(p_strength + o_m[None, :], mask=m_tm, other=0.0)
+    latents = as_operands(b_weight * edited(b_pre, bank, o_pool, m_k), x.hidden.dtype.element_ty)
+    vectors = as_operands(b_strength, x.hidden.dtype.element_ty)
+    for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
+        o_d = i_d + tl.arange(0, BLOCK_D)
+        m_d = o_d < D
+        p_W_dec = bank.W_dec + o_pool[:, None] * D + o_d[None, :]
+        b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
+        p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
+        b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
+        m_td = m_t[:, None] & m_d[None, :]
+        p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
+        b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
+        b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
+        b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+        tl.store(p_hidden, b_steered, mask=m_td)
