@@ -6,6 +6,7 @@ token, and :func:`steer_` edits the residual stream in place.
 """
 
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
+from saif_kernels.add_steer_rms_norm import add_steer_rms_norm
 from saif_kernels.bank import MAX_LATENTS, LatentEdits, SteeringBank
 from saif_kernels.rows import OPEN_STOP, RequestRows, Window
 from saif_kernels.steer import steer_
@@ -18,6 +19,7 @@ __all__ = [
     "RequestRows",
     "SteeringBank",
     "Window",
+    "add_steer_rms_norm",
     "prepare_steps",
     "steer_",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,16 @@ from steps_inputs import random_steps
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _add_steer_rms_norm(
+    n_tokens: int = 9, *, gemma: bool = False, **case: Any
+) -> tuple[object, ...]:
+    inputs = make_case(n_tokens=n_tokens, **case).to(DEVICE)
+    weight = torch.linspace(-1.0, 1.0, inputs.hidden.shape[1]).to(inputs.hidden)
+    return (*inputs.flat(), weight, 1e-6, gemma)
+
+
 OPS: dict[str, Callable[..., tuple[object, ...]]] = {
+    "add_steer_rms_norm": _add_steer_rms_norm,
     "prepare_steps_": lambda **batch: random_steps(**batch, device=DEVICE),
     "steer_": lambda n_tokens=9, **case: make_case(n_tokens=n_tokens, **case).to(DEVICE).flat(),
 }

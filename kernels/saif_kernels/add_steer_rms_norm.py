@@ -1,0 +1,190 @@
+"""The last layer's steering fused with the model's final RMSNorm: one read, one write."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saif_kernels._steer_token import as_pointers, token_change, walk_blocks
+from saif_kernels._triton import jit, tl
+from saif_kernels.bank import MAX_LATENTS, SteeringBank
+from saif_kernels.rows import RequestRows
+from saif_kernels.steer import check_batch, steer_torch_
+
+
+def add_steer_rms_norm(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    bank: SteeringBank,
+    rows: RequestRows,
+    token_row: Tensor,
+    token_scale: Tensor,
+    *,
+    gemma: bool = False,
+) -> Tensor:
+    """Steer, add the residual and normalise: for a model's last layer, whose sum no one else reads.
+
+    Semantics: with hidden' as :func:`~saif_kernels.steer.steer_` would leave it, and in fp32::
+
+        s = hidden' + residual;  n = s / sqrt(mean(s**2) + eps)
+        plain: cast(cast(n) * weight)    Gemma: cast(n * (1 + weight))
+
+    the rounding points of vLLM's ``fused_add_rms_norm`` and ``GemmaRMSNorm``. Nothing is written
+    in place.
+
+    Args:
+        hidden, residual, bank, rows, token_row, token_scale: as for ``steer_``.
+        weight: [d_model], of the norm, in hidden's dtype.
+        eps: added to the mean square.
+        gemma: multiply by 1 + weight.
+
+    Returns:
+        [T, d_model] in hidden's dtype, contiguous.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    check_batch(hidden, residual, bank, token_row, token_scale)
+    if weight.shape != hidden.shape[1:] or weight.dtype != hidden.dtype:
+        raise ValueError(
+            f"weight: expected [{hidden.shape[1]}] {hidden.dtype}, "
+            f"got {list(weight.shape)} {weight.dtype}"
+        )
+    normed: Tensor = torch.ops.saif.add_steer_rms_norm(
+        hidden,
+        residual,
+        *bank,
+        rows.set_slot,
+        rows.strength,
+        token_row,
+        token_scale,
+        weight,
+        eps,
+        gemma,
+    )
+    return normed
+
+
+@jit
+def _add_steer_rms_norm_kernel(
+    x,  # Stream; read only
+    bank,  # SteeringBank
+    tokens,  # Tokens
+    p_weight,  # [D]
+    p_normed,  # [T, D], written
+    eps,
+    GEMMA: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    MAX_LATENTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Program: a token."""
+    i_t = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_hidden = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m_d, other=0.0)
+    b_sum = b_hidden.to(tl.float32)
+    row = tl.load(tokens.row + i_t).to(tl.int64)
+    scale = tl.load(tokens.scale + i_t)
+    if (row >= 0) & (scale != 0):
+        b_sum += token_change(
+            x, bank, tokens, None, i_t, row, scale, o_d, m_d, D, M, 1, MAX_LATENTS, BLOCK_K
+        )
+        b_sum = b_sum.to(b_hidden.dtype).to(tl.float32)  # steer_ stores it there
+    if x.residual is not None:
+        p_residual = x.residual + i_t * x.residual_stride + o_d
+        b_sum += tl.load(p_residual, mask=m_d, other=0.0).to(tl.float32)
+    b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
+    b_normed = b_sum * tl.rsqrt(tl.sum(b_sum * b_sum, axis=0) / D + eps)
+    if GEMMA:
+        b_normed *= 1.0 + b_weight
+    else:
+        b_normed = b_normed.to(b_hidden.dtype).to(tl.float32) * b_weight
+    tl.store(p_normed + i_t * D + o_d, b_normed.to(b_hidden.dtype), mask=m_d)
+
+
+def add_steer_rms_norm_triton(
+    hidden: Tensor,
+    residual: Tensor | None,
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor,
+    p: Tensor,
+    q: Tensor,
+    lo: Tensor,
+    gated: Tensor,
+    offset: Tensor,
+    n_latents: Tensor,
+    vector: Tensor,
+    set_slot: Tensor,
+    strength: Tensor,
+    token_row: Tensor,
+    token_scale: Tensor,
+    weight: Tensor,
+    eps: float,
+    gemma: bool,
+) -> Tensor:
+    """The launcher, for fp32, bf16 and fp16: arguments as those of the reference."""
+    n_tokens, d_model = hidden.shape
+    normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    if n_tokens == 0:
+        return normed
+    x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
+    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
+    blocks = walk_blocks(d_model, hidden.element_size())
+    _add_steer_rms_norm_kernel[(n_tokens,)](
+        x=x,
+        bank=bank,
+        tokens=tokens,
+        p_weight=weight,
+        p_normed=normed,
+        eps=eps,
+        GEMMA=gemma,
+        D=d_model,
+        M=set_slot.shape[1],
+        MAX_LATENTS=MAX_LATENTS,
+        BLOCK_D=blocks.block_d,
+        BLOCK_K=blocks.block_k,
+        num_warps=blocks.num_warps,
+    )
+    return normed
+
+
+def add_steer_rms_norm_torch(
+    hidden: Tensor,
+    residual: Tensor | None,
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor,
+    p: Tensor,
+    q: Tensor,
+    lo: Tensor,
+    gated: Tensor,
+    offset: Tensor,
+    n_latents: Tensor,
+    vector: Tensor,
+    set_slot: Tensor,
+    strength: Tensor,
+    token_row: Tensor,
+    token_scale: Tensor,
+    weight: Tensor,
+    eps: float,
+    gemma: bool,
+) -> Tensor:
+    """The reference, over the flat tensors of a schema."""
+    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
+    s = hidden.clone(memory_format=torch.contiguous_format)
+    steer_torch_(s, residual, *bank, set_slot, strength, token_row, token_scale)
+    s = s.to(torch.promote_types(hidden.dtype, torch.float32))
+    if residual is not None:
+        s = s + residual
+    normed = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
+    if gemma:
+        return (normed * (1 + weight.to(s.dtype))).to(hidden.dtype)
+    return normed.to(hidden.dtype) * weight
