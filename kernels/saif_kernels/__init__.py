@@ -8,18 +8,28 @@ token, and :func:`steer_` edits the residual stream in place.
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm
 from saif_kernels.bank import MAX_LATENTS, LatentEdits, SteeringBank
+from saif_kernels.encode import Sae
+from saif_kernels.encode_moments import Moments, encode_moments
+from saif_kernels.encode_topk import TopK, encode_topk
 from saif_kernels.rows import OPEN_STOP, RequestRows, Window
 from saif_kernels.steer import steer_
 from saif_kernels.steps import prepare_steps
+from saif_kernels.topk_rank import topk_rank
 
 __all__ = [
     "MAX_LATENTS",
     "OPEN_STOP",
     "LatentEdits",
+    "Moments",
     "RequestRows",
+    "Sae",
     "SteeringBank",
+    "TopK",
     "Window",
     "add_steer_rms_norm",
+    "encode_moments",
+    "encode_topk",
     "prepare_steps",
     "steer_",
+    "topk_rank",
 ]

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_torch, add_steer_rms_norm_triton
 from saif_kernels.bank import SteeringBank
+from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
+from saif_kernels.encode_topk import encode_topk_torch, encode_topk_triton
 from saif_kernels.steer import steer_torch_, steer_triton_
 from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
+from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
 
 # FRAGMENT: several modules of one process may define ops of this namespace.
 LIBRARY = torch.library.Library("saif", "FRAGMENT")
@@ -49,3 +52,41 @@ LIBRARY.define(
 LIBRARY.impl("prepare_steps_", prepare_steps_torch, "CompositeExplicitAutograd")
 LIBRARY.impl("prepare_steps_", prepare_steps_triton, "CUDA")
 torch.library.register_fake("saif::prepare_steps_", _nothing, lib=LIBRARY)
+
+LIBRARY.define(
+    "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, Tensor? threshold, int k) "
+    "-> (Tensor values, Tensor indices)"
+)
+LIBRARY.impl("encode_topk", encode_topk_torch, "CompositeExplicitAutograd")
+LIBRARY.impl("encode_topk", encode_topk_triton, "CUDA")
+
+
+@torch.library.register_fake("saif::encode_topk", lib=LIBRARY)
+def _encode_topk_fake(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    values = x.new_empty(x.shape[0], k, dtype=torch.float32)
+    return values, torch.empty_like(values, dtype=torch.int32)
+
+
+LIBRARY.define(
+    "encode_moments(Tensor x, Tensor? without, Tensor W_enc, Tensor b_enc, Tensor? threshold, "
+    "int? k) -> Tensor"
+)
+LIBRARY.impl("encode_moments", encode_moments_torch, "CompositeExplicitAutograd")
+LIBRARY.impl("encode_moments", encode_moments_triton, "CUDA")
+
+
+@torch.library.register_fake("saif::encode_moments", lib=LIBRARY)
+def _encode_moments_fake(x: Tensor, without: Tensor | None, W_enc: Tensor, *args: object) -> Tensor:
+    return x.new_empty(4 if without is None else 6, W_enc.shape[1], dtype=torch.float64)
+
+
+LIBRARY.define("topk_rank(Tensor x, Tensor W_enc, Tensor b_enc, Tensor latents) -> Tensor")
+LIBRARY.impl("topk_rank", topk_rank_torch, "CompositeExplicitAutograd")
+LIBRARY.impl("topk_rank", topk_rank_triton, "CUDA")
+
+
+@torch.library.register_fake("saif::topk_rank", lib=LIBRARY)
+def _topk_rank_fake(x: Tensor, W_enc: Tensor, b_enc: Tensor, latents: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], latents.shape[0], dtype=torch.int32)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from encode_inputs import moments_arguments, rank_arguments, topk_arguments
 from steering_cases import make_case
 from steps_inputs import random_steps
 
@@ -29,7 +30,10 @@ def _add_steer_rms_norm(
 
 
 OPS: dict[str, Callable[..., tuple[object, ...]]] = {
+    "encode_moments": lambda **case: moments_arguments(**case, device=DEVICE),
+    "encode_topk": lambda **case: topk_arguments(**case, device=DEVICE),
     "add_steer_rms_norm": _add_steer_rms_norm,
     "prepare_steps_": lambda **batch: random_steps(**batch, device=DEVICE),
     "steer_": lambda n_tokens=9, **case: make_case(n_tokens=n_tokens, **case).to(DEVICE).flat(),
+    "topk_rank": lambda **case: rank_arguments(**case, device=DEVICE),
 }

@@ -1,0 +1,281 @@
+"""Statistics of every latent over many tokens, from a full encode that keeps nothing else."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saif_kernels._triton import jit, tl
+from saif_kernels.encode import (
+    PARTS_TOGETHER,
+    Blocks,
+    Sae,
+    ceil_div,
+    check_encode,
+    encode_blocks,
+    grouped,
+    pre_chunks,
+    tile_pre,
+)
+from saif_kernels.encode_topk import MOST_TOKENS, largest_keys, launch_topk, unpack
+
+_MAX = 3  # the row of the table behind Moments that is no sum
+
+
+class Moments(NamedTuple):
+    """Running statistics of each latent's activation a over n_tokens tokens."""
+
+    n_tokens: int
+    n_active: Tensor  # [d_sae] int64, tokens with a > 0
+    sum: Tensor  # [d_sae] fp64
+    sum_squares: Tensor  # [d_sae] fp64
+    max: Tensor  # [d_sae] fp64, 0 = never active
+    n_greater: Tensor | None = None  # [d_sae] int64, tokens with a > a(without)
+    sum_difference: Tensor | None = None  # [d_sae] fp64, sum of a - a(without)
+
+    def merge(self, other: Moments) -> Moments:
+        """The statistics over both; ValueError where only one compares with ``without``."""
+        if (self.n_greater is None) != (other.n_greater is None):
+            raise ValueError("other: expected both or neither to compare with `without`, got one")
+        n_greater = sum_difference = None
+        if self.n_greater is not None and other.n_greater is not None:
+            n_greater = self.n_greater + other.n_greater
+        if self.sum_difference is not None and other.sum_difference is not None:
+            sum_difference = self.sum_difference + other.sum_difference
+        return Moments(
+            n_tokens=self.n_tokens + other.n_tokens,
+            n_active=self.n_active + other.n_active,
+            sum=self.sum + other.sum,
+            sum_squares=self.sum_squares + other.sum_squares,
+            max=torch.maximum(self.max, other.max),
+            n_greater=n_greater,
+            sum_difference=sum_difference,
+        )
+
+
+class _Cut(NamedTuple):
+    """The last active latent of each token of a TopK SAE."""
+
+    activation: Tensor  # [T] fp32, 0 = fewer than k are active
+    latent: Tensor  # [T] int32, -1 = fewer than k are active
+
+
+@jit
+def _activations(
+    p_x,  # [T, D]
+    cut,  # _Cut or None
+    p_W_enc,  # [D, N]
+    p_b_enc,  # [N] fp32
+    p_threshold,  # [N] fp32, or None for 0
+    i_t,
+    i_n,
+    T,
+    stride_x,
+    stride_W_enc,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One tile of activations: [BLOCK_N, BLOCK_T] fp32, 0 past T."""
+    b_pre = tile_pre(
+        p_x, p_W_enc, p_b_enc, i_t, i_n, T, stride_x, stride_W_enc,
+        D, N, BLOCK_T, BLOCK_N, BLOCK_D, LATENTS_FIRST=True,
+    )  # fmt: skip
+    o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_t = o_t < T
+    m_active = b_pre > 0
+    if cut is not None:
+        b_cut = tl.load(cut.activation + o_t, mask=m_t, other=0.0)[None, :]
+        b_latent = tl.load(cut.latent + o_t, mask=m_t, other=-1)[None, :]
+        m_active &= (b_pre > b_cut) | ((b_pre == b_cut) & (o_n[:, None] <= b_latent))
+    elif p_threshold is not None:
+        m_active = b_pre > tl.load(p_threshold + o_n, mask=o_n < N, other=0.0)[:, None]
+    return tl.where(m_active & m_t[None, :], b_pre, 0.0)
+
+
+@jit
+def _moments_kernel(
+    p_x,  # [T, D]
+    p_without,  # [T, D] or None
+    cut,  # _Cut of p_x, or None
+    without_cut,  # _Cut of p_without, or None
+    p_W_enc,  # [D, N]
+    p_b_enc,  # [N] fp32
+    p_threshold,  # [N] fp32, or None for 0
+    p_table,  # [n_parts, ROWS, N] fp32, written
+    T,
+    stride_x,
+    stride_without,
+    stride_W_enc,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program (tile of latents, part of the tokens, group): the part's row sums for its latents."""
+    i_n = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    if i_n * BLOCK_N >= N:
+        return
+    b_active = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_sum = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_squares = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_max = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_greater = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    b_difference = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for i_t in range(tl.program_id(1), tl.cdiv(T, BLOCK_T), tl.num_programs(1)):
+        b_a = _activations(
+            p_x, cut, p_W_enc, p_b_enc, p_threshold, i_t, i_n, T, stride_x, stride_W_enc,
+            D, N, BLOCK_T, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        b_active += tl.sum((b_a > 0).to(tl.float32), axis=1)
+        b_sum += tl.sum(b_a, axis=1)
+        b_squares += tl.sum(b_a * b_a, axis=1)
+        b_max = tl.maximum(b_max, tl.max(b_a, axis=1))
+        if p_without is not None:
+            b_without = _activations(
+                p_without, without_cut, p_W_enc, p_b_enc, p_threshold,
+                i_t, i_n, T, stride_without, stride_W_enc, D, N, BLOCK_T, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            b_greater += tl.sum((b_a > b_without).to(tl.float32), axis=1)
+            b_difference += tl.sum(b_a - b_without, axis=1)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    p_table += tl.program_id(1) * ROWS * N + o_n
+    tl.store(p_table, b_active, mask=m_n)
+    tl.store(p_table + N, b_sum, mask=m_n)
+    tl.store(p_table + 2 * N, b_squares, mask=m_n)
+    tl.store(p_table + 3 * N, b_max, mask=m_n)
+    if p_without is not None:
+        tl.store(p_table + 4 * N, b_greater, mask=m_n)
+        tl.store(p_table + 5 * N, b_difference, mask=m_n)
+
+
+def encode_moments_triton(
+    x: Tensor,
+    without: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    k: int | None,
+) -> Tensor:
+    """The launcher behind :func:`encode_moments`: the table of its columns.
+
+    ``k`` is that of a TopK SAE, or None; ``threshold`` None is 0. Returns [4, or 6 with
+    ``without``, d_sae] fp64: the columns of :class:`Moments` in their order.
+    """
+    (n_tokens, d_model), d_sae = x.shape, W_enc.shape[1]
+    # Whatever the number of tokens, the cuts come from the same blocks: a token's last active
+    # latent is found again by the same arithmetic alone.
+    blocks = encode_blocks(MOST_TOKENS, x.dtype, MOST_TOKENS)
+    n_parts = max(min(PARTS_TOGETHER, ceil_div(n_tokens, blocks.T)), 1)
+    n_rows = 4 if without is None else 6
+    table = torch.empty(n_parts, n_rows, d_sae, dtype=torch.float32, device=x.device)
+    _moments_kernel[grouped(ceil_div(d_sae, blocks.N), n_parts)](
+        p_x=x,
+        p_without=without,
+        cut=_cut(x, W_enc, b_enc, k, blocks),
+        without_cut=_cut(without, W_enc, b_enc, k, blocks),
+        p_W_enc=W_enc,
+        p_b_enc=b_enc,
+        p_threshold=threshold,
+        p_table=table,
+        T=n_tokens,
+        stride_x=x.stride(0),
+        stride_without=0 if without is None else without.stride(0),
+        stride_W_enc=W_enc.stride(0),
+        D=d_model,
+        N=d_sae,
+        ROWS=n_rows,
+        BLOCK_T=blocks.T,
+        BLOCK_N=blocks.N,
+        BLOCK_D=blocks.D,
+        num_warps=blocks.num_warps,
+        num_stages=blocks.num_stages,
+    )
+    total = table.sum(dim=0, dtype=torch.float64)
+    total[_MAX] = table[:, _MAX].amax(dim=0)
+    return total
+
+
+def encode_moments_torch(
+    x: Tensor,
+    without: Tensor | None,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    k: int | None,
+) -> Tensor:
+    """The torch reference of :func:`encode_moments`; as :func:`encode_moments_triton`."""
+    n_rows = 4 if without is None else 6
+    total = torch.zeros(n_rows, W_enc.shape[1], dtype=torch.float64, device=x.device)
+    for tokens, pre in pre_chunks(x, W_enc, b_enc):
+        a = _activate(pre, threshold, k).double()
+        rows = [(a > 0).sum(0), a.sum(0), a.square().sum(0), torch.zeros_like(total[0])]
+        if without is not None:
+            [(_, pre)] = pre_chunks(without[tokens], W_enc, b_enc)
+            a_without = _activate(pre, threshold, k)
+            rows += [(a > a_without).sum(0), (a - a_without).sum(0)]
+        total += torch.stack(rows)
+        total[_MAX] = torch.maximum(total[_MAX], a.amax(0))
+    return total
+
+
+def encode_moments(x: Tensor, sae: Sae, without: Tensor | None = None) -> Moments:
+    """Statistics of every latent over the tokens of ``x``, through ``torch.ops.saif``.
+
+    Semantics: with ``a`` the activations (:func:`~saif_kernels.encode_topk.encode_topk`, every
+    active latent of a token counting): ``n_active_i = sum_t [a_ti > 0]``, ``sum_i = sum_t a_ti``,
+    ``sum_squares_i = sum_t a_ti**2``, ``max_i = max_t a_ti``, and with ``b = a(without)``
+    ``n_greater_i = sum_t [a_ti > b_ti]``, ``sum_difference_i = sum_t (a_ti - b_ti)``.
+
+    Extra memory is O(d_sae), and O(T * k) for a TopK SAE; activations never leave a tile. Sums are
+    fp32 over at most an eighth of the tokens and fp64 from there on: split x above 2**24 tokens,
+    where counts would round, and :meth:`Moments.merge`.
+
+    Args:
+        x: [T, d_model] of W_enc's dtype, any row stride. For an SAE that normalizes each token,
+            the normalized x.
+        sae: the SAE; see :class:`~saif_kernels.encode.Sae`.
+        without: [T, d_model] as x, or None: row t is what x's row t is compared with.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    check_encode(x, sae)
+    if without is not None:
+        if without.shape != x.shape:
+            raise ValueError(f"without: expected {list(x.shape)} as x, got {list(without.shape)}")
+        check_encode(without, sae)
+    threshold = sae.threshold if sae.k is None else None
+    table = torch.ops.saif.encode_moments(x, without, sae.W_enc, sae.b_enc, threshold, sae.k)
+    n_active, total, squares, largest, *compared = table
+    moments = Moments(x.shape[0], n_active.long(), total, squares, largest)
+    if without is None:
+        return moments
+    n_greater, difference = compared
+    return moments._replace(n_greater=n_greater.long(), sum_difference=difference)
+
+
+def _cut(
+    x: Tensor | None, W_enc: Tensor, b_enc: Tensor, k: int | None, blocks: Blocks
+) -> _Cut | None:
+    if x is None or k is None:
+        return None
+    values, indices = launch_topk(x, W_enc, b_enc, None, k, blocks)
+    return _Cut(values[:, -1].contiguous(), indices[:, -1].contiguous())
+
+
+def _activate(pre: Tensor, threshold: Tensor | None, k: int | None) -> Tensor:
+    """Activations of pre-activations [n, d_sae]."""
+    if k is None:
+        return torch.where(pre > (0.0 if threshold is None else threshold), pre, 0.0)
+    values, indices = unpack(largest_keys(pre, None, k))
+    # An absent one adds 0 to latent 0.
+    return torch.zeros_like(pre).scatter_add_(1, indices.long().clamp(min=0), values)
