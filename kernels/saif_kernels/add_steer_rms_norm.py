@@ -9,7 +9,7 @@ from saif_kernels._steer_token import as_pointers, token_change, walk_blocks
 from saif_kernels._triton import jit, tl
 from saif_kernels.bank import MAX_LATENTS, SteeringBank
 from saif_kernels.rows import RequestRows
-from saif_kernels.steer import check_batch, steer_torch_
+from saif_kernels.steer import check_batch, from_schema, steer_torch_
 
 
 def add_steer_rms_norm(
@@ -55,14 +55,14 @@ def add_steer_rms_norm(
     normed: Tensor = torch.ops.saif.add_steer_rms_norm(
         hidden,
         residual,
+        weight,
+        eps,
+        gemma,
         *bank,
         rows.set_slot,
         rows.strength,
         token_row,
         token_scale,
-        weight,
-        eps,
-        gemma,
     )
     return normed
 
@@ -110,32 +110,18 @@ def _add_steer_rms_norm_kernel(
 def add_steer_rms_norm_triton(
     hidden: Tensor,
     residual: Tensor | None,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    threshold: Tensor,
-    p: Tensor,
-    q: Tensor,
-    lo: Tensor,
-    gated: Tensor,
-    offset: Tensor,
-    n_latents: Tensor,
-    vector: Tensor,
-    set_slot: Tensor,
-    strength: Tensor,
-    token_row: Tensor,
-    token_scale: Tensor,
     weight: Tensor,
     eps: float,
     gemma: bool,
+    *tables: Tensor,
 ) -> Tensor:
     """The launcher, for fp32, bf16 and fp16: arguments as those of the reference."""
+    bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens, d_model = hidden.shape
     normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     if n_tokens == 0:
         return normed
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
-    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
     blocks = walk_blocks(d_model, hidden.element_size())
     _add_steer_rms_norm_kernel[(n_tokens,)](
         x=x,
@@ -158,29 +144,14 @@ def add_steer_rms_norm_triton(
 def add_steer_rms_norm_torch(
     hidden: Tensor,
     residual: Tensor | None,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    threshold: Tensor,
-    p: Tensor,
-    q: Tensor,
-    lo: Tensor,
-    gated: Tensor,
-    offset: Tensor,
-    n_latents: Tensor,
-    vector: Tensor,
-    set_slot: Tensor,
-    strength: Tensor,
-    token_row: Tensor,
-    token_scale: Tensor,
     weight: Tensor,
     eps: float,
     gemma: bool,
+    *tables: Tensor,
 ) -> Tensor:
-    """The reference, over the flat tensors of a schema."""
-    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
+    """The reference; ``tables`` as :func:`~saif_kernels.steer.steer_torch_` takes them."""
     s = hidden.clone(memory_format=torch.contiguous_format)
-    steer_torch_(s, residual, *bank, set_slot, strength, token_row, token_scale)
+    steer_torch_(s, residual, *tables)
     s = s.to(torch.promote_types(hidden.dtype, torch.float32))
     if residual is not None:
         s = s + residual

@@ -33,8 +33,8 @@ LIBRARY.impl("steer_", steer_triton_, "CUDA")
 torch.library.register_fake("saif::steer_", _nothing, lib=LIBRARY)
 
 LIBRARY.define(
-    f"add_steer_rms_norm(Tensor hidden, Tensor? residual, {_TABLES}, Tensor weight, float eps, "
-    "bool gemma) -> Tensor"
+    "add_steer_rms_norm(Tensor hidden, Tensor? residual, Tensor weight, float eps, bool gemma, "
+    f"{_TABLES}) -> Tensor"
 )
 LIBRARY.impl("add_steer_rms_norm", add_steer_rms_norm_torch, "CompositeExplicitAutograd")
 LIBRARY.impl("add_steer_rms_norm", add_steer_rms_norm_triton, "CUDA")

@@ -96,26 +96,15 @@ def check_batch(
         )
 
 
-def steer_torch_(
-    hidden: Tensor,
-    residual: Tensor | None,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    threshold: Tensor,
-    p: Tensor,
-    q: Tensor,
-    lo: Tensor,
-    gated: Tensor,
-    offset: Tensor,
-    n_latents: Tensor,
-    vector: Tensor,
-    set_slot: Tensor,
-    strength: Tensor,
-    token_row: Tensor,
-    token_scale: Tensor,
-) -> None:
-    """The reference, over the flat tensors of a schema; also the implementation on CPUs."""
+def from_schema(tables: tuple[Tensor, ...]) -> tuple[SteeringBank, Tensor, Tensor, Tensor, Tensor]:
+    """Bank, set_slot, strength, token_row and token_scale, which a schema lists flat."""
+    *bank, set_slot, strength, token_row, token_scale = tables
+    return SteeringBank(*bank), set_slot, strength, token_row, token_scale
+
+
+def steer_torch_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> None:
+    """The reference, and the implementation on CPUs; ``tables``: see :func:`from_schema`."""
+    bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens = hidden.shape[0]
     token_row, token_scale = token_row[:n_tokens], token_scale[:n_tokens]
     token = ((token_row >= 0) & (token_scale != 0)).nonzero().squeeze(1)
@@ -132,19 +121,19 @@ def steer_torch_(
     pair_token, pair = weight.nonzero(as_tuple=True)
     pair_slot, order = slot[pair_token, pair].long().sort(stable=True)
     pair_token, pair_weight = pair_token[order], weight[pair_token, pair][order].to(accumulate)
-    change = vector[pair_slot].to(accumulate)
-    if pair_slot.numel() and (n_live := int(n_latents[pair_slot].max())):
+    change = bank.vector[pair_slot].to(accumulate)
+    if pair_slot.numel() and (n_live := int(bank.n_latents[pair_slot].max())):
         tile_slot, tile, lane = _tiles(pair_slot)
         xs = x.new_zeros(len(tile_slot), int(lane.max()) + 1, x.shape[1])
         xs[tile, lane] = x[pair_token]
         i = torch.arange(n_live, device=hidden.device)
-        live = (i < n_latents[tile_slot, None])[:, None]  # [tiles, 1, n_live]
-        rows = torch.where(live, offset[tile_slot, None, None] + i, 0)
-        pre = xs @ W_enc[rows[:, 0]].to(accumulate).mT + b_enc[rows]
-        a = torch.where(pre > threshold[rows], pre, 0.0)
-        edit = torch.maximum(lo[rows].to(accumulate), p[rows] + q[rows] * a)
-        edit = torch.where(live & (~gated[rows] | (a > 0)), edit, 0.0)
-        change += (edit @ W_dec[rows[:, 0]].to(accumulate))[tile, lane]
+        live = (i < bank.n_latents[tile_slot, None])[:, None]  # [tiles, 1, n_live]
+        rows = torch.where(live, bank.offset[tile_slot, None, None] + i, 0)
+        pre = xs @ bank.W_enc[rows[:, 0]].to(accumulate).mT + bank.b_enc[rows]
+        a = torch.where(pre > bank.threshold[rows], pre, 0.0)
+        edit = torch.maximum(bank.lo[rows].to(accumulate), bank.p[rows] + bank.q[rows] * a)
+        edit = torch.where(live & (~bank.gated[rows] | (a > 0)), edit, 0.0)
+        change += (edit @ bank.W_dec[rows[:, 0]].to(accumulate))[tile, lane]
     delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
     hidden[token] = (chosen.to(accumulate) + delta).to(hidden.dtype)
 
@@ -291,33 +280,15 @@ def _tile_kernel(
                     )  # fmt: skip
 
 
-def steer_triton_(
-    hidden: Tensor,
-    residual: Tensor | None,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    b_enc: Tensor,
-    threshold: Tensor,
-    p: Tensor,
-    q: Tensor,
-    lo: Tensor,
-    gated: Tensor,
-    offset: Tensor,
-    n_latents: Tensor,
-    vector: Tensor,
-    set_slot: Tensor,
-    strength: Tensor,
-    token_row: Tensor,
-    token_scale: Tensor,
-) -> None:
+def steer_triton_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> None:
     """The launcher, for fp32, bf16 and fp16: arguments as those of :func:`steer_torch_`."""
+    bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens, d_model = hidden.shape
     n_pairs = set_slot.shape[1]
     if n_tokens == 0:
         return
     blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
-    bank = SteeringBank(W_enc, W_dec, b_enc, threshold, p, q, lo, gated, offset, n_latents, vector)
     if blocks.tile_t > 1:
         _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
             x=x,

@@ -26,7 +26,8 @@ def _add_steer_rms_norm(
 ) -> tuple[object, ...]:
     inputs = make_case(n_tokens=n_tokens, **case).to(DEVICE)
     weight = torch.linspace(-1.0, 1.0, inputs.hidden.shape[1]).to(inputs.hidden)
-    return (*inputs.flat(), weight, 1e-6, gemma)
+    hidden, residual, *tables = inputs.flat()
+    return hidden, residual, weight, 1e-6, gemma, *tables
 
 
 OPS: dict[str, Callable[..., tuple[object, ...]]] = {

@@ -49,7 +49,7 @@ def test_equals_steering_and_the_norm(
     expected = unfused(case, gemma)
     for implementation in (add_steer_rms_norm_torch, add_steer_rms_norm_triton):
         before = case.hidden.clone()
-        normed = implementation(*case.flat(), weight_of(case), EPS, gemma)
+        normed = implementation(*case[:2], weight_of(case), EPS, gemma, *case.flat()[2:])
         assert torch.equal(case.hidden, before)
         error = (normed.float() - expected.float()).abs().max() / expected.float().abs().max()
         assert error <= TOLERANCE[dtype]
@@ -62,7 +62,9 @@ def test_strided_inputs_and_no_tokens() -> None:
     wide[:, :64] = case.hidden
     for n_tokens in (12, 0):
         strided = case._replace(hidden=wide[:n_tokens, :64], residual=case.residual[:n_tokens])
-        normed = add_steer_rms_norm_triton(*strided.flat(), weight_of(case), EPS, False)
+        normed = add_steer_rms_norm_triton(
+            *strided[:2], weight_of(case), EPS, False, *strided.flat()[2:]
+        )
         torch.testing.assert_close(normed, expected[:n_tokens])
 
 
