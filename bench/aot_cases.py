@@ -1,0 +1,140 @@
+"""Launches of every kernel, on meta tensors: what the ahead-of-time report compiles.
+
+Only what a kernel is specialised on matters: dtypes, d_model, block sizes, what is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from saif_kernels import RequestRows, SteeringBank
+from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_triton
+from saif_kernels.encode_moments import encode_moments_triton
+from saif_kernels.encode_topk import encode_topk_triton
+from saif_kernels.steer import steer_triton_
+from saif_kernels.steps import prepare_steps_triton
+from saif_kernels.topk_rank import topk_rank_triton
+
+D_MODELS = (2304, 3584, 4096, 5120, 8192)
+TYPICAL_D = 4096
+D_SAE = 65536
+N_REQUESTS, N_PAIRS = 256, 8  # saif_vllm's defaults
+
+empty = partial(torch.empty, device="meta")
+
+
+class Case(NamedTuple):
+    """One launch."""
+
+    op: str
+    name: str
+    d_model: int
+    dtype: torch.dtype
+    launch: Callable[[], object]
+
+    @property
+    def typical(self) -> bool:
+        """Compiled for every target and by `make test`; the others, much the same, for one."""
+        return self.d_model == TYPICAL_D and self.dtype != torch.float16
+
+
+def steer_arguments(
+    d_model: int, dtype: torch.dtype, n_tokens: int, with_residual: bool = True
+) -> tuple[torch.Tensor | None, ...]:
+    """What ``torch.ops.saif.steer_`` takes."""
+    bank = SteeringBank.allocate(d_model, 16, 256, dtype, "meta")
+    rows = RequestRows.allocate(N_REQUESTS, N_PAIRS, "meta")
+    return (
+        empty(n_tokens, d_model, dtype=dtype),
+        empty(n_tokens, d_model, dtype=dtype) if with_residual else None,
+        *bank,
+        rows.set_slot,
+        rows.strength,
+        empty(n_tokens, dtype=torch.int32),
+        empty(n_tokens),
+    )
+
+
+def steer(d_model: int, dtype: torch.dtype, n_tokens: int, with_residual: bool = True) -> None:
+    steer_triton_(*steer_arguments(d_model, dtype, n_tokens, with_residual))
+
+
+def add_steer_rms_norm(d_model: int, dtype: torch.dtype, gemma: bool) -> None:
+    weight = empty(d_model, dtype=dtype)
+    hidden, residual, *tables = steer_arguments(d_model, dtype, 64)
+    add_steer_rms_norm_triton(hidden, residual, weight, 1e-6, gemma, *tables)
+
+
+def prepare_steps(positions: torch.dtype) -> None:
+    prepare_steps_triton(
+        empty(8192, dtype=torch.int32),
+        empty(8192),
+        empty(N_REQUESTS + 1, dtype=torch.int32),
+        empty(N_REQUESTS, dtype=torch.int32),
+        empty(8192, dtype=positions),
+        RequestRows.allocate(N_REQUESTS, N_PAIRS, "meta").table,
+    )
+
+
+def encode_topk(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
+    x, W_enc = empty(n_tokens, d_model, dtype=dtype), empty(d_model, D_SAE, dtype=dtype)
+    encode_topk_triton(x, W_enc, empty(D_SAE), empty(D_SAE), 32)
+
+
+def encode_moments(d_model: int, dtype: torch.dtype, n_tokens: int, k: int | None = None) -> None:
+    x, W_enc = empty(n_tokens, d_model, dtype=dtype), empty(d_model, D_SAE, dtype=dtype)
+    encode_moments_triton(x, x, W_enc, empty(D_SAE), empty(D_SAE), k)
+
+
+def topk_rank(d_model: int, dtype: torch.dtype, n_latents: int) -> None:
+    x, W_enc = empty(8192, d_model, dtype=dtype), empty(d_model, D_SAE, dtype=dtype)
+    topk_rank_triton(x, W_enc, empty(D_SAE), empty(n_latents, dtype=torch.int64))
+
+
+# A launch of (d_model, dtype) for each regime.
+REGIMES: dict[str, dict[str, Callable[[int, torch.dtype], None]]] = {
+    "steer_": {
+        "few tokens": partial(steer, n_tokens=64),
+        "many tokens": partial(steer, n_tokens=8192),
+    },
+    "add_steer_rms_norm": {
+        "plain": partial(add_steer_rms_norm, gemma=False),
+        "Gemma": partial(add_steer_rms_norm, gemma=True),
+    },
+    "encode_topk": {
+        "few tokens": partial(encode_topk, n_tokens=16),
+        "many tokens": partial(encode_topk, n_tokens=8192),
+    },
+    "encode_moments": {
+        "few tokens, two sides": partial(encode_moments, n_tokens=16),
+        "many tokens, two sides": partial(encode_moments, n_tokens=8192),
+        "TopK": partial(encode_moments, n_tokens=8192, k=32),
+    },
+    "topk_rank": {
+        "16 latents": partial(topk_rank, n_latents=16),
+        "64 latents": partial(topk_rank, n_latents=64),
+    },
+}
+
+
+def cases() -> Iterator[Case]:
+    """All: a typical d_model in every dtype; where d_model decides on blocks, others in bf16."""
+    bf16 = torch.bfloat16
+    for op, regimes in REGIMES.items():
+        for name, launch in regimes.items():
+            for dtype in (bf16, torch.float16, torch.float32):
+                typical = partial(launch, TYPICAL_D, dtype)
+                yield Case(op, name, TYPICAL_D, dtype, typical)
+    for name, launch in REGIMES["steer_"].items():
+        for d_model in D_MODELS:
+            if d_model != TYPICAL_D:
+                yield Case("steer_", name, d_model, bf16, partial(launch, d_model, bf16))
+        alone = partial(launch, TYPICAL_D, bf16, with_residual=False)
+        yield Case("steer_", f"{name}, no residual", TYPICAL_D, bf16, alone)
+    for dtype in (torch.int32, torch.int64):
+        positions = partial(prepare_steps, dtype)
+        yield Case("prepare_steps_", "positions", TYPICAL_D, dtype, positions)
