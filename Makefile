@@ -7,6 +7,8 @@ SHELL := bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# A machine lent for its GPU may have torch and triton but no .venv, nor the means to make one.
+GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 
 # CPython 3.11-3.13; PYTHON=... overrides. Each is run, as pyenv's shims exist without a Python.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -28,10 +30,11 @@ INSTALLED := $(VENV)/.installed
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help setup demo test test-all lint bench tiny-model lock clean
+.PHONY: help setup demo test test-all lint bench kernels-report gpu-check gpu-bench tiny-model lock \
+  clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED) ## Create .venv with the pinned packages and this repository (the other targets do it)
 
@@ -82,6 +85,15 @@ lint: setup ## ruff, and mypy --strict on the packages
 
 bench: setup ## Benchmarks: the steering op, and steered against plain generation in vLLM
 	$(PY) -m pytest bench --benchmark-only
+
+kernels-report: setup ## Compile every kernel for four GPUs (none needed): registers, loads, bytes moved
+	$(PY) bench/kernels_report.py
+
+gpu-check: ## The kernels' tests on this machine's GPU; without .venv by python3; exit code 77: no GPU
+	PYTHONPATH=kernels$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) bench/gpu/run.py check
+
+gpu-bench: ## The kernels' speed on this machine's GPU, into SAIF_RESULTS (bench/results)/<gpu>; as above
+	PYTHONPATH=kernels$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) bench/gpu/run.py bench
 
 tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
 	$(PY) -m saif_fast.embedded.build

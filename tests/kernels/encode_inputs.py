@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from pairwise import pairwise
 
 # Inputs are the same numbers for the truth, so that only the fp32 sums of up to 2304 products of
-# standard deviation 1 / sqrt(2304) differ.
-EPSILON = 1e-5
+# standard deviation 1 / sqrt(2304) differ. Tensor cores cut such a sum off after every 8 or 16 of
+# them instead of rounding it, which adds up to 3e-5.
+EPSILON = 4e-5
 KINDS = ("relu", "jumprelu", "topk")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # d_sae: no multiple of a block, and of more tiles than one; fewer where the interpreter is slow.
