@@ -35,6 +35,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
+# What a program may have: CUDA's programming guide, table of compute capabilities; AMD's LDS.
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
 # The tables with a row of d_model (or d_sae) contiguous elements, as kernels name their pointers;
 # all others hold a few scalars a program.
 ROW_TABLES = {"x", "without", "hidden", "residual", "W_enc", "W_dec", "vector", "weight"}
@@ -93,6 +96,8 @@ class Machine(NamedTuple):
             found.append(f"spills {self.spilled_bytes} bytes a thread")
         if aligned_rows and self.narrow_loads:
             found.append(f"loads rows in {self.narrow_loads} instructions below {WIDE} bits")
+        if self.shared_bytes > SHARED_BYTES[self.target]:
+            found.append(f"takes {self.shared_bytes} of {SHARED_BYTES[self.target]} shared bytes")
         if self.half_tables and self.fp32_dots:
             found.append(f"widens the operands of {self.fp32_dots} tl.dot to fp32")
         if self.dots > self.fp32_dots and not self.matrix:

@@ -72,6 +72,7 @@ def steer_tile(
     BLOCK_D: tl.constexpr,
 ):
     """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
+    DTYPE: tl.constexpr = x.hidden.dtype.element_ty
     o_m = tl.arange(0, BLOCK_M)
     p_slot = tokens.set_slot + lead * tokens.slot_stride + o_m
     o_slot = tl.load(p_slot, mask=o_m < M, other=-1).to(tl.int64)
@@ -88,7 +89,9 @@ def steer_tile(
     o_pair = tl.sum(tl.where(m_mk, o_m[:, None], 0), axis=0)
     o_pool = o_k + tl.sum(tl.where(m_mk, (b_offset - b_begin)[:, None], 0), axis=0).to(tl.int64)
 
-    NUM_STAGES: tl.constexpr = 3 if BLOCK_K == 16 else 2  # shared memory holds all stages
+    # The rows of a step: of hidden, of the residual (or the vectors), and of W_enc (or W_dec).
+    STEP_BITS: tl.constexpr = (2 * BLOCK_T + BLOCK_K) * BLOCK_D * DTYPE.primitive_bitwidth
+    NUM_STAGES: tl.constexpr = 1 + 48 * 1024 * 8 // STEP_BITS  # 48 KiB on their way
     b_pre = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
@@ -102,8 +105,8 @@ def steer_tile(
     m_tk, m_tm = m_t[:, None] & m_k[None, :], m_t[:, None] & m_m[None, :]
     b_weight = b_scale[:, None] * tl.load(p_strength + o_pair[None, :], mask=m_tk, other=0.0)
     b_strength = b_scale[:, None] * tl.load(p_strength + o_m[None, :], mask=m_tm, other=0.0)
-    latents = as_operands(b_weight * edited(b_pre, bank, o_pool, m_k), x.hidden.dtype.element_ty)
-    vectors = as_operands(b_strength, x.hidden.dtype.element_ty)
+    latents = as_operands(b_weight * edited(b_pre, bank, o_pool, m_k), DTYPE)
+    vectors = as_operands(b_strength, DTYPE)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D

@@ -31,8 +31,8 @@ def add_steer_rms_norm(
         s = hidden' + residual;  n = s / sqrt(mean(s**2) + eps)
         plain: cast(cast(n) * weight)    Gemma: cast(n * (1 + weight))
 
-    the rounding points of vLLM's ``fused_add_rms_norm`` and ``GemmaRMSNorm``. Nothing is written
-    in place.
+    the rounding points of vLLM's ``fused_add_rms_norm`` in its native form (in 16 bits its CUDA
+    kernel also rounds the sum s). Nothing is written in place.
 
     Args:
         hidden, residual, bank, rows, token_row, token_scale: as for ``steer_``.
@@ -47,10 +47,11 @@ def add_steer_rms_norm(
         ValueError: a shape or dtype does not fit.
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
-    if weight.shape != hidden.shape[1:] or weight.dtype != hidden.dtype:
+    fits = weight.shape == hidden.shape[1:] and weight.dtype == hidden.dtype
+    if not fits or not weight.is_contiguous():
         raise ValueError(
-            f"weight: expected [{hidden.shape[1]}] {hidden.dtype}, "
-            f"got {list(weight.shape)} {weight.dtype}"
+            f"weight: expected [{hidden.shape[1]}] {hidden.dtype}, contiguous, "
+            f"got {list(weight.shape)} {weight.dtype} with strides {list(weight.stride())}"
         )
     normed: Tensor = torch.ops.saif.add_steer_rms_norm(
         hidden,

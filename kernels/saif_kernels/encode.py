@@ -1,8 +1,8 @@
 """What the full encodes share: the SAE they take, their tiles, and the one product of a tile.
 
 ``encode_topk``, ``encode_moments`` and ``topk_rank`` compare pre-activations with one another
-across launches, so that all three take them from :func:`tile_pre` at the blocks of
-:func:`encode_blocks`: the same numbers to the last bit.
+across launches, so that all three take them from :func:`tile_pre`, and launches that compare use
+the same blocks of :func:`encode_blocks`: the same products in the same order.
 """
 
 from __future__ import annotations
@@ -174,9 +174,11 @@ def check_encode(x: Tensor, sae: Sae) -> None:
             f"x: expected float32, bfloat16 or float16 as W_enc, got {x.dtype} and {W_enc.dtype}"
         )
     for name, tensor in (("b_enc", sae.b_enc), ("threshold", sae.threshold)):
-        if tensor.shape != (d_sae,) or tensor.dtype != torch.float32:
+        fits = tensor.shape == (d_sae,) and tensor.dtype == torch.float32
+        if not fits or not tensor.is_contiguous():
             raise ValueError(
-                f"{name}: expected [{d_sae}] torch.float32, got {list(tensor.shape)} {tensor.dtype}"
+                f"{name}: expected [{d_sae}] torch.float32, contiguous, "
+                f"got {list(tensor.shape)} {tensor.dtype} with strides {list(tensor.stride())}"
             )
     if sae.k is not None and not 1 <= sae.k <= min(MAX_K, d_sae):
         raise ValueError(f"sae.k: expected 1 to {min(MAX_K, d_sae)}, got {sae.k}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,6 +20,16 @@ from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
 LIBRARY = torch.library.Library("saif", "FRAGMENT")
 
 
+def _on_gpus(name: str, launcher: Callable[..., Any]) -> None:
+    """Register a launcher. Triton launches on the current device, which may not be the tensors'."""
+
+    def launch(first: Tensor, *args: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return launcher(first, *args)
+
+    LIBRARY.impl(name, launch, "CUDA")
+
+
 def _nothing(hidden: Tensor, *args: Tensor | None) -> None:
     """Fake of an op that writes in place and returns nothing."""
 
@@ -29,7 +42,7 @@ _TABLES = ", ".join(
 
 LIBRARY.define(f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}) -> ()")
 LIBRARY.impl("steer_", steer_torch_, "CompositeExplicitAutograd")
-LIBRARY.impl("steer_", steer_triton_, "CUDA")
+_on_gpus("steer_", steer_triton_)
 torch.library.register_fake("saif::steer_", _nothing, lib=LIBRARY)
 
 LIBRARY.define(
@@ -37,7 +50,7 @@ LIBRARY.define(
     f"{_TABLES}) -> Tensor"
 )
 LIBRARY.impl("add_steer_rms_norm", add_steer_rms_norm_torch, "CompositeExplicitAutograd")
-LIBRARY.impl("add_steer_rms_norm", add_steer_rms_norm_triton, "CUDA")
+_on_gpus("add_steer_rms_norm", add_steer_rms_norm_triton)
 
 
 @torch.library.register_fake("saif::add_steer_rms_norm", lib=LIBRARY)
@@ -50,7 +63,7 @@ LIBRARY.define(
     "Tensor request_row, Tensor positions, Tensor table) -> ()"
 )
 LIBRARY.impl("prepare_steps_", prepare_steps_torch, "CompositeExplicitAutograd")
-LIBRARY.impl("prepare_steps_", prepare_steps_triton, "CUDA")
+_on_gpus("prepare_steps_", prepare_steps_triton)
 torch.library.register_fake("saif::prepare_steps_", _nothing, lib=LIBRARY)
 
 LIBRARY.define(
@@ -58,7 +71,7 @@ LIBRARY.define(
     "-> (Tensor values, Tensor indices)"
 )
 LIBRARY.impl("encode_topk", encode_topk_torch, "CompositeExplicitAutograd")
-LIBRARY.impl("encode_topk", encode_topk_triton, "CUDA")
+_on_gpus("encode_topk", encode_topk_triton)
 
 
 @torch.library.register_fake("saif::encode_topk", lib=LIBRARY)
@@ -74,7 +87,7 @@ LIBRARY.define(
     "int? k) -> Tensor"
 )
 LIBRARY.impl("encode_moments", encode_moments_torch, "CompositeExplicitAutograd")
-LIBRARY.impl("encode_moments", encode_moments_triton, "CUDA")
+_on_gpus("encode_moments", encode_moments_triton)
 
 
 @torch.library.register_fake("saif::encode_moments", lib=LIBRARY)
@@ -84,7 +97,7 @@ def _encode_moments_fake(x: Tensor, without: Tensor | None, W_enc: Tensor, *args
 
 LIBRARY.define("topk_rank(Tensor x, Tensor W_enc, Tensor b_enc, Tensor latents) -> Tensor")
 LIBRARY.impl("topk_rank", topk_rank_torch, "CompositeExplicitAutograd")
-LIBRARY.impl("topk_rank", topk_rank_triton, "CUDA")
+_on_gpus("topk_rank", topk_rank_triton)
 
 
 @torch.library.register_fake("saif::topk_rank", lib=LIBRARY)

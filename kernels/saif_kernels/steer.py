@@ -76,24 +76,29 @@ def check_batch(
         raise ValueError(
             f"hidden: expected [tokens, {bank.W_enc.shape[1]}], got {list(hidden.shape)}"
         )
-    if hidden.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
-        raise ValueError("hidden and residual: expected a token's channels next to one another")
     if residual is not None and (residual.shape != hidden.shape or residual.dtype != hidden.dtype):
         raise ValueError(
             f"residual: expected {list(hidden.shape)} {hidden.dtype}, "
             f"got {list(residual.shape)} {residual.dtype}"
         )
+    if hidden.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
+        raise ValueError("hidden and residual: expected a token's channels next to one another")
     dtypes = ON_GPUS if hidden.is_cuda else (*ON_GPUS, torch.float64)
     if hidden.dtype not in dtypes or hidden.dtype != bank.W_enc.dtype:
         raise ValueError(
             f"hidden: expected the bank's dtype, one of {dtypes}, "
             f"got {hidden.dtype} and a bank of {bank.W_enc.dtype}"
         )
-    if token_row.shape[0] < hidden.shape[0] or token_scale.shape[0] < hidden.shape[0]:
-        raise ValueError(
-            f"token_row and token_scale: expected at least {hidden.shape[0]} tokens, "
-            f"got {token_row.shape[0]} and {token_scale.shape[0]}"
-        )
+    for name, table, dtype in (
+        ("token_row", token_row, torch.int32),
+        ("token_scale", token_scale, torch.float32),
+    ):
+        fits = table.ndim == 1 and table.dtype == dtype and table.is_contiguous()
+        if not fits or table.shape[0] < hidden.shape[0]:
+            raise ValueError(
+                f"{name}: expected at least [{hidden.shape[0]}] {dtype}, contiguous, "
+                f"got {list(table.shape)} {table.dtype} with strides {list(table.stride())}"
+            )
 
 
 def from_schema(tables: tuple[Tensor, ...]) -> tuple[SteeringBank, Tensor, Tensor, Tensor, Tensor]:
@@ -239,7 +244,6 @@ def _tile_kernel(
     M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
-    N_WALKERS: tl.constexpr,
     WALK_D: tl.constexpr,
     WALK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -272,7 +276,7 @@ def _tile_kernel(
                     )  # fmt: skip
         else:  # also constants alone: there is nothing to share but a vector
             o_d = tl.arange(0, WALK_D)
-            for i in range(i_walker, BLOCK_T, N_WALKERS):
+            for i in range(i_walker, BLOCK_T, tl.num_programs(1)):
                 if i_tile * BLOCK_T + i < n_tokens:
                     steer_token(
                         x, bank, tokens, None, i_tile * BLOCK_T + i, o_d, o_d < D,
@@ -299,7 +303,6 @@ def steer_triton_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> N
             M=n_pairs,
             BLOCK_M=max(16, next_power_of_2(n_pairs)),
             MAX_LATENTS=MAX_LATENTS,
-            N_WALKERS=blocks.n_walkers,
             WALK_D=blocks.walk.block_d,
             WALK_K=blocks.walk.block_k,
             BLOCK_T=blocks.tile_t,

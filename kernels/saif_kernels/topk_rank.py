@@ -20,7 +20,7 @@ LATENTS = 64  # at most so many a launch: their counts live in registers
 _MANY_LATENTS = 32  # above, the counts of 128 tokens would not fit
 
 
-@jit
+@jit(do_not_specialize=["T"])
 def _chosen_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, BLOCK_N], the chosen columns and padding
@@ -46,7 +46,7 @@ def _chosen_kernel(
     tl.store(p_chosen, b_pre, mask=(o_t < T)[:, None] & (o_n < L)[None, :])
 
 
-@jit
+@jit(do_not_specialize=["T"])
 def _rank_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, N]
@@ -141,7 +141,7 @@ def topk_rank_triton(
     _rank_kernel[grid](
         p_W_enc=W_enc,
         p_b_enc=b_enc,
-        p_latent=latents.int(),
+        p_latent=latents.to(torch.int32).contiguous(),
         p_rank=rank,
         stride_W_enc=W_enc.stride(0),
         N=d_sae,

@@ -56,10 +56,13 @@ def test_each_of_these_defects_is_found() -> None:
     assert report.returncode == 1
 
 
-def test_a_product_without_matrix_instructions_is_found() -> None:
-    # No target here compiles a product of 16-bit operands to anything else.
+def test_what_no_kernel_here_does_is_found_too() -> None:
+    # No target compiles a product of 16-bit operands to anything but matrix instructions.
     sizes = {field: 0 for field in Machine._fields}
-    product = Machine(**{**sizes, "dots": 2, "fp32_dots": 0, "matrix": {"HMMA": 8}})
+    product = Machine(**{**sizes, "target": "gfx942", "dots": 2, "matrix": {"HMMA": 8}})
     assert product.complaints() == []
     assert product._replace(matrix={}).complaints() == ["has 2 tl.dot and no matrix instruction"]
     assert product._replace(matrix={}, fp32_dots=2).complaints() == []
+    large = product._replace(shared_bytes=65537)
+    assert large.complaints() == ["takes 65537 of 65536 shared bytes"]
+    assert large._replace(target="sm_90").complaints() == []

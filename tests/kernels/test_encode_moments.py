@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_kernels import Moments, encode, encode_moments
+from saif_kernels import Moments, encode, encode_moments, encode_topk
 from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -159,3 +159,15 @@ def test_misfits_are_refused() -> None:
         encode_moments(case.x, case.sae, case.without[:4])
     with pytest.raises(ValueError, match="x: expected"):
         encode_moments(case.x[:, :3], case.sae)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_token_of_a_topk_sae_has_its_k_latents(dtype: torch.dtype) -> None:
+    # The k-th is found again by a product of its own, which must round as the first did.
+    d_model = 4096 if DEVICE == "cuda" else 300
+    case = random_encode(200, d_model=d_model, dtype=dtype, kind="topk", device=DEVICE)
+    k = case.sae.k
+    assert k is not None
+    table = encode_moments_triton(case.x, None, case.sae.W_enc, case.sae.b_enc, None, k)
+    active = encode_topk(case.x, case.sae, k).indices >= 0
+    assert table[0].sum() == active.sum() > 0

@@ -161,9 +161,10 @@ SAE = random_encode().sae
         (torch.zeros(3, 64), SAE, 257, "k: expected 1 to 256, got 257"),
         (torch.zeros(3, 64), SAE._replace(k=301), 1, "sae.k: expected 1 to 256, got 301"),
         (torch.zeros(3, 64), SAE._replace(b_enc=torch.zeros(2)), 1, r"b_enc: expected \[300\]"),
+        (torch.zeros(3, 64), SAE._replace(threshold=torch.zeros(1).expand(300)), 1, "contiguous"),
         (torch.zeros(3, 64), SAE._replace(W_enc=torch.zeros(300, 64).T), 1, "W_enc: expected"),
     ],
-    ids=["d_model", "x-strides", "dtype", "k-0", "k-257", "sae-k", "b_enc", "W_enc-strides"],
+    ids="d_model x-strides dtype k-0 k-257 sae-k b_enc threshold-strides W_enc-strides".split(),
 )
 def test_misfits_are_refused(x: Tensor, sae: RandomSae, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -141,9 +141,22 @@ def test_the_registered_op_is_the_reference() -> None:
         ({"residual": torch.zeros(9, 64, dtype=torch.bfloat16)}, "residual: expected"),
         ({"hidden": torch.zeros(64, 9).T, "residual": None}, "channels next to one another"),
         ({"hidden": torch.zeros(9, 64).bfloat16(), "residual": None}, "hidden: expected the bank"),
-        ({"token_row": torch.zeros(8, dtype=torch.int32)}, "token_row and token_scale"),
+        ({"token_row": torch.zeros(8, dtype=torch.int32)}, "token_row: expected at least"),
+        ({"token_row": torch.zeros(18, dtype=torch.int32)[::2]}, "token_row: expected at least"),
+        ({"token_scale": torch.ones(9).double()}, "token_scale: expected at least"),
+        ({"residual": torch.zeros(9)}, "residual: expected"),
     ],
-    ids=["d_model", "residual-shape", "residual-dtype", "strides", "dtype", "too-few-rows"],
+    ids=[
+        "d_model",
+        "residual-shape",
+        "residual-dtype",
+        "strides",
+        "dtype",
+        "too-few-rows",
+        "row-strides",
+        "scale-dtype",
+        "residual-1d",
+    ],
 )
 def test_misfits_are_refused_before_anything_is_written(
     change: dict[str, torch.Tensor], message: str

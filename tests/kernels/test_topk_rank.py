@@ -126,6 +126,13 @@ def test_rows_may_lie_apart(op: Any) -> None:
     assert torch.equal(run(op, case._replace(x=wide[:, 64:128]), latents), expected(case, latents))
 
 
+@either
+def test_latents_may_lie_apart(op: Any) -> None:
+    case = whole_numbers(9, torch.float32, "relu", DEVICE)
+    latents = some(8, 300).int()[::2]
+    assert torch.equal(run(op, case, latents), expected(case, latents))
+
+
 def test_pre_activations_are_never_in_memory() -> None:
     case = random_encode(200, d_sae=1500, device=DEVICE)
     with Allocations() as allocations:
