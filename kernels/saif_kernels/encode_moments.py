@@ -98,7 +98,7 @@ def _activations(
     return tl.where(m_active & m_t[None, :], b_pre, 0.0)
 
 
-@jit(do_not_specialize=["T"])
+@jit
 def _moments_kernel(
     p_x,  # [T, D]
     p_without,  # [T, D] or None

@@ -45,7 +45,7 @@ def largest_key(
     return b_column, (b_bits << 32) | (LAST_INDEX - first_n - b_column)
 
 
-@jit(do_not_specialize=["T"])
+@jit
 def _topk_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, N]

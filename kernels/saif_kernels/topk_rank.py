@@ -20,7 +20,7 @@ LATENTS = 64  # at most so many a launch: their counts live in registers
 _MANY_LATENTS = 32  # above, the counts of 128 tokens would not fit
 
 
-@jit(do_not_specialize=["T"])
+@jit
 def _chosen_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, BLOCK_N], the chosen columns and padding
@@ -46,7 +46,7 @@ def _chosen_kernel(
     tl.store(p_chosen, b_pre, mask=(o_t < T)[:, None] & (o_n < L)[None, :])
 
 
-@jit(do_not_specialize=["T"])
+@jit
 def _rank_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, N]
