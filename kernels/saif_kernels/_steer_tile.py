@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saif_kernels._steer_dose import store_dose
 from saif_kernels._steer_token import edited, stream_at
 from saif_kernels._triton import jit, tl
 
@@ -59,6 +60,7 @@ def steer_tile(
     x,
     bank,
     tokens,
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
     o_t,  # [BLOCK_T] int64
     b_row,  # [BLOCK_T] int64, of each token
     b_scale,  # [BLOCK_T] fp32, of each token
@@ -93,6 +95,9 @@ def steer_tile(
     STEP_BITS: tl.constexpr = (2 * BLOCK_T + BLOCK_K) * BLOCK_D * DTYPE.primitive_bitwidth
     NUM_STAGES: tl.constexpr = 1 + 48 * 1024 * 8 // STEP_BITS  # 48 KiB on their way
     b_pre = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
+    if p_dose is not None:  # squares of a step's channels, added up over the steps
+        b_change2 = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
+        b_x2 = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
@@ -100,6 +105,8 @@ def steer_tile(
         p_W_enc = bank.W_enc + o_pool[None, :] * D + o_d[:, None]
         b_W_enc = tl.load(p_W_enc, mask=m_k[None, :] & m_d[:, None], other=0.0)
         b_pre = tl.dot(b_x, b_W_enc, b_pre, input_precision="ieee")
+        if p_dose is not None:
+            b_x2 += b_x.to(tl.float32) * b_x.to(tl.float32)
 
     p_strength = tokens.strength + b_row[:, None] * tokens.strength_stride
     m_tk, m_tm = m_t[:, None] & m_k[None, :], m_t[:, None] & m_m[None, :]
@@ -118,5 +125,9 @@ def steer_tile(
         p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
         b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
         b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
+        if p_dose is not None:
+            b_change2 += b_change * b_change
         b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
         tl.store(p_hidden, b_steered, mask=m_td)
+    if p_dose is not None:
+        store_dose(p_dose, o_t, 0, tl.sum(b_change2, axis=1), tl.sum(b_x2, axis=1), m_t)
