@@ -17,19 +17,14 @@ DOSE_PARTS = 4  # the most parts that a launch cuts d_model into
 
 
 @jit
-def store_dose(
-    p_dose,  # [T, DOSE_PARTS, 2] fp32, written
+def dose_at(
+    p_dose,  # [T, DOSE_PARTS, 2] fp32
     i_t,  # int64: a token, or [BLOCK_T] of them
     i_part,
-    b_change2,  # fp32, of each token
-    b_x2,  # fp32, of each token
-    m_t,  # tokens to write
     DOSE_PARTS: tl.constexpr = DOSE_PARTS,
 ):
-    """Write both sums of a part of the channels."""
-    p_part = p_dose + (i_t * DOSE_PARTS + i_part) * 2
-    tl.store(p_part, b_change2, mask=m_t)
-    tl.store(p_part + 1, b_x2, mask=m_t)
+    """Where a part's sum of change**2 lies; that of x**2 is next to it."""
+    return p_dose + (i_t * DOSE_PARTS + i_part) * 2
 
 
 def dose_torch(change: Tensor, x: Tensor, n_parts: int) -> Tensor:
