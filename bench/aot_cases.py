@@ -65,9 +65,11 @@ def steer(d_model: int, dtype: torch.dtype, n_tokens: int, with_residual: bool =
     steer_triton_(*steer_arguments(d_model, dtype, n_tokens, with_residual))
 
 
-def steer_with_dose(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
+def steer_with_dose(
+    d_model: int, dtype: torch.dtype, n_tokens: int, max_dose: float | None = None
+) -> None:
     dose = empty(n_tokens, DOSE_PARTS, 2)
-    steer_triton_(*steer_arguments(d_model, dtype, n_tokens), dose=dose)
+    steer_triton_(*steer_arguments(d_model, dtype, n_tokens), dose=dose, max_dose=max_dose)
 
 
 def add_steer_rms_norm(d_model: int, dtype: torch.dtype, gemma: bool) -> None:
@@ -157,6 +159,8 @@ def cases() -> Iterator[Case]:
                 yield Case("steer_", name, d_model, bf16, partial(launch, d_model, bf16))
         alone = partial(launch, TYPICAL_D, bf16, with_residual=False)
         yield Case("steer_", f"{name}, no residual", TYPICAL_D, bf16, alone)
+        capped = partial(REGIMES["steer_"][f"{name}, dose"], TYPICAL_D, bf16, max_dose=1.0)
+        yield Case("steer_", f"{name}, capped", TYPICAL_D, bf16, capped)
     for dtype in (torch.int32, torch.int64):
         positions = partial(prepare_steps, dtype)
         yield Case("prepare_steps_", "positions", TYPICAL_D, dtype, positions)

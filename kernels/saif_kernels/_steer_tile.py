@@ -83,8 +83,12 @@ def steer_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
-    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
+    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together.
+
+    WRITE: as for ``steer_token``.
+    """
     DTYPE: tl.constexpr = x.hidden.dtype.element_ty
     WIDTH: tl.constexpr = 128 // DTYPE.primitive_bitwidth  # channels that a thread loads at once
     o_m = tl.arange(0, BLOCK_M)
@@ -136,13 +140,14 @@ def steer_tile(
         b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
         p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
         b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
-        m_td = m_t[:, None] & m_d[None, :]
-        p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
-        b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
         b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
         if p_dose is not None:
             b_change2 += squares(b_change, WIDTH)
-        b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-        tl.store(p_hidden, b_steered, mask=m_td)
+        if WRITE:
+            m_td = m_t[:, None] & m_d[None, :]
+            p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
+            b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
+            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+            tl.store(p_hidden, b_steered, mask=m_td)
     if p_dose is not None:
         tl.store(dose_at(p_dose, o_t, 0), tl.sum(b_change2, axis=1), mask=m_t)

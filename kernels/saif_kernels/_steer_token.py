@@ -215,8 +215,12 @@ def steer_token(
     N_PARTS: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
-    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written."""
+    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written.
+
+    Without WRITE hidden is left as it is, and the dose says what steering would be.
+    """
     row = tl.load(tokens.row + i_t).to(tl.int64)
     if row >= 0:
         # Loads that wait only for the row: no branch between them.
@@ -244,5 +248,6 @@ def steer_token(
                 b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
                 tl.store(dose_at(p_dose, i_t, i_part), tl.sum(b_change * b_change, axis=0))
                 tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0))
-            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-            tl.store(p_hidden, b_steered, mask=m_d)
+            if WRITE:
+                b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+                tl.store(p_hidden, b_steered, mask=m_d)
