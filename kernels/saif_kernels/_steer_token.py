@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saif_kernels._steer_dose import store_dose
+from saif_kernels._steer_dose import dose_at
 from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
 
 
@@ -215,16 +215,18 @@ def steer_token(
     N_PARTS: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
-    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written."""
+    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written.
+
+    Without WRITE hidden is left as it is, and the dose says what steering would be.
+    """
     row = tl.load(tokens.row + i_t).to(tl.int64)
     if row >= 0:
         # Loads that wait only for the row: no branch between them.
         scale = tl.load(tokens.scale + i_t)
         p_hidden = x.hidden + i_t * x.hidden_stride + o_d
         b_hidden = tl.load(p_hidden, mask=m_d, other=0.0)
-        if p_dose is not None:
-            b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
         b_change = token_change(
             x,
             bank,
@@ -242,8 +244,10 @@ def steer_token(
             BLOCK_K,
         )
         if scale != 0:
-            if p_dose is not None:
-                b_change2, b_x2 = tl.sum(b_change * b_change, axis=0), tl.sum(b_x * b_x, axis=0)
-                store_dose(p_dose, i_t, i_part, b_change2, b_x2, True)
-            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-            tl.store(p_hidden, b_steered, mask=m_d)
+            if p_dose is not None:  # x is read late: held till here, it would cost registers
+                b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+                tl.store(dose_at(p_dose, i_t, i_part), tl.sum(b_change * b_change, axis=0))
+                tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0))
+            if WRITE:
+                b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+                tl.store(p_hidden, b_steered, mask=m_d)

@@ -42,7 +42,8 @@ _TABLES = ", ".join(
 )
 
 LIBRARY.define(
-    f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}, *, Tensor(b!)? dose=None) -> ()"
+    f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}, *, "
+    "Tensor(b!)? dose=None, float? max_dose=None) -> ()"
 )
 LIBRARY.impl("steer_", steer_torch_, "CompositeExplicitAutograd")
 _on_gpus("steer_", steer_triton_)

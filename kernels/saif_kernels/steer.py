@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saif_kernels._steer_door import check_batch, check_dose, from_schema
-from saif_kernels._steer_dose import DOSE_PARTS, dose_torch
+from saif_kernels._steer_dose import DOSE_PARTS, cap_torch, capped_scale, dose_torch
 from saif_kernels._steer_tile import shared_latents, steer_tile
 from saif_kernels._steer_token import (
     WalkBlocks,
@@ -34,6 +36,7 @@ def steer_(
     token_row: Tensor,
     token_scale: Tensor,
     dose: Tensor | None = None,
+    max_dose: float | None = None,
 ) -> None:
     """Steer the tokens of a batch, each with the sets of its request.
 
@@ -60,20 +63,38 @@ def steer_(
             other than 0) and part p of its channels, ``dose[t, p]`` becomes (sum of change**2, sum
             of x**2), change being that of the formula in fp32, before the cast. A launch has one
             part or DOSE_PARTS; nothing else is written.
+        max_dose: of a token, the most |change| / |x|: a longer change is multiplied by
+            ``max_dose * |x| / |change|``, with fp32 rounding, and ``dose`` is that of what is left
+            (0 where x is 0). Costs a second pass over the batch; None = no cap.
 
     Raises:
-        ValueError: a shape, stride or dtype does not fit; nothing was written.
+        ValueError: a shape, stride or dtype does not fit, or max_dose is not above 0; nothing was
+            written.
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
     if dose is not None:
         check_dose(dose, hidden.shape[0])
+    if max_dose is not None and not max_dose > 0:
+        raise ValueError(f"max_dose: expected a number above 0, got {max_dose}")
     torch.ops.saif.steer_(
-        hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale, dose=dose
+        hidden,
+        residual,
+        *bank,
+        rows.set_slot,
+        rows.strength,
+        token_row,
+        token_scale,
+        dose=dose,
+        max_dose=max_dose,
     )
 
 
 def steer_torch_(
-    hidden: Tensor, residual: Tensor | None, *tables: Tensor, dose: Tensor | None = None
+    hidden: Tensor,
+    residual: Tensor | None,
+    *tables: Tensor,
+    dose: Tensor | None = None,
+    max_dose: float | None = None,
 ) -> None:
     """The reference, and the implementation on CPUs; ``tables``: see :func:`from_schema`."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
@@ -107,6 +128,8 @@ def steer_torch_(
         edit = torch.where(live & (~bank.gated[rows] | (a > 0)), edit, 0.0)
         change += (edit @ bank.W_dec[rows[:, 0]].to(accumulate))[tile, lane]
     delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
+    if max_dose is not None:
+        delta = cap_torch(delta, x, max_dose)
     if dose is not None:
         n_parts = steer_blocks(n_tokens, hidden.shape[1], hidden.element_size()).n_parts
         dose[token, :n_parts] = dose_torch(delta, x, n_parts)
@@ -196,6 +219,7 @@ def _token_kernel(
     MAX_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
     """Program (token, part): steer the part's channels of the token."""
     i_t = tl.program_id(0).to(tl.int64)
@@ -205,7 +229,7 @@ def _token_kernel(
     m_d = (o < PART_D) & (o_d < D)
     steer_token(
         x, bank, tokens, p_partial, p_dose, i_t, i_part, o_d, m_d,
-        D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
+        D, M, N_PARTS, MAX_LATENTS, BLOCK_K, WRITE,
     )  # fmt: skip
 
 
@@ -224,6 +248,7 @@ def _tile_kernel(
     WALK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
     """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
 
@@ -243,12 +268,12 @@ def _tile_kernel(
                 if n_latents <= 16:
                     steer_tile(
                         x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D,
+                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, WRITE,
                     )  # fmt: skip
                 else:
                     steer_tile(
                         x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D,
+                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, WRITE,
                     )  # fmt: skip
         else:  # also constants alone: there is nothing to share but a vector
             o_d = tl.arange(0, WALK_D)
@@ -256,12 +281,16 @@ def _tile_kernel(
                 if i_tile * BLOCK_T + i < n_tokens:
                     steer_token(
                         x, bank, tokens, None, p_dose, i_tile * BLOCK_T + i, 0, o_d, o_d < D,
-                        D, M, 1, MAX_LATENTS, WALK_K,
+                        D, M, 1, MAX_LATENTS, WALK_K, WRITE,
                     )  # fmt: skip
 
 
 def steer_triton_(
-    hidden: Tensor, residual: Tensor | None, *tables: Tensor, dose: Tensor | None = None
+    hidden: Tensor,
+    residual: Tensor | None,
+    *tables: Tensor,
+    dose: Tensor | None = None,
+    max_dose: float | None = None,
 ) -> None:
     """The launcher, for fp32, bf16 and fp16: arguments as those of :func:`steer_torch_`."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
@@ -271,12 +300,12 @@ def steer_triton_(
         return
     blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
+    launch: Callable[..., None]
     if blocks.tile_t > 1:
-        _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
+        launch = partial(
+            _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)],
             x=x,
             bank=bank,
-            tokens=tokens,
-            p_dose=dose,
             n_tokens=n_tokens,
             D=d_model,
             M=n_pairs,
@@ -288,24 +317,31 @@ def steer_triton_(
             BLOCK_D=blocks.tile_d,
             num_warps=blocks.walk.num_warps,
         )
+    else:
+        arguments: dict[str, Any] = {
+            "x": x,
+            "bank": bank,
+            "p_partial": None,
+            "D": d_model,
+            "M": n_pairs,
+            "N_PARTS": blocks.n_parts,
+            "PART_D": blocks.part_d,
+            "MAX_LATENTS": MAX_LATENTS,
+            "BLOCK_D": blocks.walk.block_d,
+            "BLOCK_K": blocks.walk.block_k,
+            "num_warps": blocks.walk.num_warps,
+        }
+        grid = (n_tokens, blocks.n_parts)
+        if blocks.n_parts > 1:
+            shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
+            arguments["p_partial"] = hidden.new_empty(shape, dtype=torch.float32)
+            _partial_kernel[grid](**arguments, tokens=tokens)
+        launch = partial(_token_kernel[grid], **arguments)
+    if max_dose is None:
+        launch(tokens=tokens, p_dose=dose, WRITE=True)
         return
-    arguments: dict[str, Any] = {
-        "x": x,
-        "bank": bank,
-        "tokens": tokens,
-        "p_partial": None,
-        "D": d_model,
-        "M": n_pairs,
-        "N_PARTS": blocks.n_parts,
-        "PART_D": blocks.part_d,
-        "MAX_LATENTS": MAX_LATENTS,
-        "BLOCK_D": blocks.walk.block_d,
-        "BLOCK_K": blocks.walk.block_k,
-        "num_warps": blocks.walk.num_warps,
-    }
-    grid = (n_tokens, blocks.n_parts)
-    if blocks.n_parts > 1:
-        shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
-        arguments["p_partial"] = hidden.new_empty(shape, dtype=torch.float32)
-        _partial_kernel[grid](**arguments)
-    _token_kernel[grid](**arguments, p_dose=dose)
+    if dose is None:
+        dose = hidden.new_empty((n_tokens, DOSE_PARTS, 2), dtype=torch.float32)
+    launch(tokens=tokens, p_dose=dose, WRITE=False)
+    capped = capped_scale(dose, token_row, token_scale, max_dose, n_tokens, blocks.n_parts)
+    launch(tokens=tokens._replace(scale=capped), p_dose=None, WRITE=True)

@@ -177,9 +177,9 @@ def _tally_kernel(
             tl.atomic_add(p_missed, 1, sem="relaxed")
         elif position >= 0:
             tl.atomic_add(p_row + STEERED, 1, sem="relaxed")
-            b_change2 = tl.sum(tl.where(b_change2 < 0, 0.0, b_change2), axis=1)
-            b_x2 = tl.sum(tl.where(b_x2 < 0, 0.0, b_x2), axis=1)
-            b_dose = tl.where(b_change2 == 0, 0.0, tl.sqrt_rn(tl.div_rn(b_change2, b_x2)))
+            b_change = tl.sum(tl.where(b_change2 < 0, 0.0, b_change2), axis=1)
+            b_x = tl.sum(tl.where(b_x2 < 0, 0.0, b_x2), axis=1)
+            b_dose = tl.where(b_change == 0, 0.0, tl.sqrt_rn(tl.div_rn(b_change, b_x)))
             p_sum = p_values + row * TABLE_STRIDE + N_COUNTS + o_l
             tl.atomic_add(p_sum, b_dose, mask=m_l, sem="relaxed")
             # What is not negative, NaN included, is ordered as its bits.

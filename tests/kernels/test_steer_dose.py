@@ -39,13 +39,17 @@ FACTORS = {
 
 
 def run(
-    op: Callable[..., None], case: Case, layout: str = "contiguous", empty: float = -1.0
+    op: Callable[..., None],
+    case: Case,
+    layout: str = "contiguous",
+    empty: float = -1.0,
+    max_dose: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hidden and dose as ``op`` leaves them; the dose has room for three tokens more."""
     hidden = laid_out(case.hidden, layout)
     residual = None if case.residual is None else laid_out(case.residual, layout)
     dose = torch.full((len(hidden) + 3, DOSE_PARTS, 2), empty, device=hidden.device)
-    op(hidden, residual, *case.flat()[2:], dose=dose)
+    op(hidden, residual, *case.flat()[2:], dose=dose, max_dose=max_dose)
     return hidden, dose
 
 
@@ -121,6 +125,82 @@ def test_a_set_that_changes_nothing_has_dose_zero(op: str, regime: None) -> None
     assert (dose[:20][steered, 0, 1] > 0).all()
 
 
+# By dtype, of |change|: as the tolerance of its square.
+NO_MORE = {torch.float32: 1e-5, torch.bfloat16: 2**-13, torch.float16: 2**-13}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("n_tokens", "d_model", "one_combination", "regime"),
+    [(7, 64, False, FEW), (5, 8192, False, FEW), (40, 64, True, MANY), (40, 300, False, MANY)],
+    ids=["tokens", "split", "tiles", "mixed-tiles"],
+    indirect=["regime"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_change_is_longer_than_the_cap(
+    op: str,
+    n_tokens: int,
+    d_model: int,
+    one_combination: bool,
+    dtype: torch.dtype,
+    regime: None,
+) -> None:
+    case = make_case(
+        n_tokens=n_tokens,
+        d_model=d_model,
+        latents=(0, 15, 7),
+        dtype=dtype,
+        one_combination=one_combination,
+        seed=2,
+    ).to(DEVICE)
+    change, near = in_float64(case)
+    x = (case.hidden + case.residual).double()
+    doses = change.norm(dim=1) / x.norm(dim=1)
+    clear = (case.token_row >= 0) & (case.token_scale != 0) & ~near
+    max_dose = doses[clear].median().item()
+    hidden, dose = run(OPS[op], case, max_dose=max_dose)
+    factor = torch.where(doses > max_dose, max_dose / doses, 1.0)
+    assert (factor[clear] < 1).any() and (factor[clear] == 1).any()
+    truth = case.hidden.double() + factor[:, None] * change
+    rounding = {torch.float32: 2**-20, torch.bfloat16: 2**-8}[dtype]  # at the store, mostly
+    torch.testing.assert_close(
+        hidden.double()[~near], truth[~near], rtol=rounding, atol=rounding * truth.abs().max()
+    )
+    change2, x2 = dose[:n_tokens].double().clamp(min=0).sum(1).unbind(1)
+    written = (change2 / x2).sqrt()[clear]
+    assert ((written - (factor * doses)[clear]).abs() <= NO_MORE[dtype] * max_dose).all()
+    assert (dose[n_tokens:] == -1).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("regime", [FEW, MANY], indirect=True)
+def test_a_cap_that_binds_nowhere_changes_no_bit(op: str, regime: None) -> None:
+    case = make_case(n_tokens=20, dtype=torch.bfloat16).to(DEVICE)
+    hidden, dose = run(OPS[op], case)
+    capped = run(OPS[op], case, max_dose=1e6)
+    assert torch.equal(capped[0], hidden)
+    torch.testing.assert_close(capped[1], dose)
+    without = case.hidden.clone()
+    OPS[op](without, *case.flat()[1:], max_dose=1e6)
+    assert torch.equal(without, hidden)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("regime", [FEW, MANY], indirect=True)
+def test_where_the_stream_is_zero_the_cap_leaves_no_change(op: str, regime: None) -> None:
+    case = make_case(n_tokens=20, with_residual=False).to(DEVICE)
+    case.token_row[3], case.token_scale[3], case.hidden[3] = 1, 0.5, 0.0
+    hidden, dose = run(OPS[op], case, max_dose=0.1)
+    assert not hidden[3].any() and dose[3, 0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("max_dose", [0.0, -1.0, float("nan")])
+def test_a_cap_that_is_none_is_refused(max_dose: float) -> None:
+    case = make_case(n_tokens=9).to(DEVICE)
+    with pytest.raises(ValueError, match="max_dose: expected a number above 0"):
+        steer_(*case, max_dose=max_dose)
+
+
 def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     case = make_case(n_tokens=9).to(DEVICE)
     dose = torch.full((9, DOSE_PARTS, 2), -1.0, device=DEVICE)
@@ -130,6 +210,8 @@ def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     assert torch.equal(hidden, expected[0])
     assert torch.equal(dose, expected[1][:9])
     torch.library.opcheck(torch.ops.saif.steer_.default, case.flat(), {"dose": dose})
+    limits = {"dose": dose, "max_dose": 0.5}
+    torch.library.opcheck(torch.ops.saif.steer_.default, case.flat(), limits)
 
 
 @pytest.mark.parametrize(
