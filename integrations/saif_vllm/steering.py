@@ -43,6 +43,7 @@ class LayerSteering(nn.Module):
             step.token_row,
             step.token_scale,
             dose=self.dose,
+            max_dose=self.max_dose,
         )
 
 
