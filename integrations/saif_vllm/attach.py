@@ -6,60 +6,15 @@ import logging
 from typing import Any
 
 import torch
-from torch import nn
 
 from saif_fast.tables import Capacity, SteeringTables
 from saif_vllm.config import SteeringConfig
 from saif_vllm.op import steering_hook
 from saif_vllm.sets import OfferedSets
+from saif_vllm.structure import decoder_layers, verify_streams
 from saif_vllm.tables import LayerTables, Steering, StepTables
 
 logger = logging.getLogger("vllm.saif")
-
-# These return the whole stream beside an input of the layer or of its second half: the sum of the
-# two is not the residual stream. Subclasses count.
-_WHOLE_STREAM = frozenset(
-    {
-        "CohereCompassDecoderLayer",
-        "CohereDecoderLayer",
-        "Cohere2MoeDecoderLayer",
-        "Exaone4DecoderLayer",
-        "GraniteMoeHybridAttentionDecoderLayer",
-        "GraniteMoeHybridMambaDecoderLayer",
-        "HyperCLOVAXDecoderLayer",
-        "MuseGlimmerDecoderLayer",
-        "PhiMoEDecoderLayer",
-        "StablelmDecoderLayer",
-    }
-)
-
-
-def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The decoder layers of a model, found by structure.
-
-    Raises:
-        ValueError: not exactly one list of ``num_layers`` modules, or a structure that steering
-            would read wrongly.
-    """
-    inner: Any = getattr(model, "get_language_model", None)
-    language_model = model if inner is None else inner()
-    found = [
-        (name, module)
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{type(model).__name__}: expected one list of {num_layers} decoder layers, "
-            f"got {[name for name, _ in found]}; steering does not know this model's structure"
-        )
-    layers = found[0][1]
-    for layer in layers:
-        if _WHOLE_STREAM & {cls.__name__ for cls in type(layer).__mro__}:
-            raise ValueError(
-                f"{type(layer).__name__}: expected a layer whose outputs sum to the residual stream"
-            )
-    return layers
 
 
 def refuse_unsupported(vllm_config: Any) -> None:
@@ -91,6 +46,7 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     device, dtype = torch.device(worker.device), vllm_config.model_config.dtype
     scheduler = vllm_config.scheduler_config
     layers = decoder_layers(model, offered.last_layer + 1)
+    streams = verify_streams(runner, vllm_config, layers, config.layers)
     sets = SteeringTables(
         config.layers,
         d_model=vllm_config.model_config.get_hidden_size(),
@@ -103,8 +59,7 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
         ),
         dtype=dtype,
         device=device,
-        # The others are another pipeline rank's.
-        owned=[i for i in config.layers if type(layers[i]).__name__ != "PPMissingLayer"],
+        owned=list(streams),  # the others are another pipeline rank's
     )
     for latent_set in offered.by_hash.values():
         sets.load(latent_set)
@@ -116,7 +71,7 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     for layer, table in tables.items():
         name = f"saif.layers.{layer}"
         context[name] = table
-        layers[layer].register_forward_hook(steering_hook(name))
+        layers[layer].register_forward_hook(steering_hook(name, streams[layer]))
     # vLLM sizes the KV cache by what the model is said to take.
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += steering.nbytes
