@@ -7,9 +7,8 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
 
-from saif_fast.tables import Capacity, SteeringTables
+from saif_fast.tables import Capacity, Model, SteeringTables
 from saif_kernels import Tally
 from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
@@ -17,7 +16,7 @@ from saif_vllm.op import steering_hook
 from saif_vllm.proof import Proof
 from saif_vllm.steering import Steering
 from saif_vllm.step import StepTables
-from saif_vllm.structure import decoder_layers
+from saif_vllm.structure import decoder_layers, verify_streams
 
 logger = logging.getLogger("vllm.saif")
 
@@ -56,19 +55,23 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
 def attach(worker: Any, config: SteeringConfig) -> Steering:
     """Allocate the tables and hook the layers of a worker's model.
 
-    Before the first forward, so that torch.compile traces the hooks.
+    Before the first compiled forward, so that torch.compile traces the hooks.
+
+    Raises:
+        ValueError: the model's structure is not one that steering knows.
     """
     vllm_config, runner = worker.vllm_config, worker.model_runner
     model = runner.get_model()
     fits, device = model_of(vllm_config, config), torch.device(worker.device)
     layers = decoder_layers(model, fits.num_layers)
-    steering = _allocate(config, fits, layers, runner.max_num_tokens, vllm_config, device)
+    streams = verify_streams(runner, vllm_config, layers, config.layers)
+    steering = _allocate(config, fits, list(streams), runner.max_num_tokens, vllm_config, device)
     model.add_module("saif_steering", steering)
     context = vllm_config.compilation_config.static_forward_context
     for layer, table in steering.layers.items():
         name = f"saif.layers.{layer}"
         context[name] = table
-        layers[layer].register_forward_hook(steering_hook(name))
+        layers[layer].register_forward_hook(steering_hook(name, streams[layer]))
     # vLLM sizes the KV cache by what the model is said to take.
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += steering.nbytes
@@ -84,8 +87,8 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
 
 def _allocate(
     config: SteeringConfig,
-    fits: Any,
-    layers: nn.ModuleList,
+    fits: Model,
+    owned: list[int],
     max_tokens: int,
     vllm_config: Any,
     device: torch.device,
@@ -96,9 +99,7 @@ def _allocate(
         max_requests=vllm_config.scheduler_config.max_num_seqs,
         max_sets_per_request=config.max_sets_per_request,
     )
-    # The others are another pipeline rank's.
-    owned = [i for i in config.layers if type(layers[i]).__name__ != "PPMissingLayer"]
     tables = SteeringTables(fits, capacity, device, owned=owned)
-    tally = Tally.allocate(len(tables.banks), max_tokens, capacity.max_requests, device)
-    proof = Proof(tally, list(tables.banks), config.warn_dose)
+    tally = Tally.allocate(len(owned), max_tokens, capacity.max_requests, device)
+    proof = Proof(tally, owned, config.warn_dose)
     return Steering(tables, StepTables(tables.rows, proof, max_tokens), config.max_dose)

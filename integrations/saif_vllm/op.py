@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saif_vllm.structure import Stream
+
 LIBRARY = torch.library.Library("saif_vllm", "FRAGMENT")
 LIBRARY.define("steer_layer_(Tensor(a!) hidden, Tensor? residual, str name) -> ()")
 
@@ -19,6 +21,10 @@ LIBRARY.define("steer_layer_(Tensor(a!) hidden, Tensor? residual, str name) -> (
 def _steer_layer(hidden: Tensor, residual: Tensor | None, name: str) -> None:
     from vllm.forward_context import get_forward_context
 
+    # vLLM's Transformers backend has a batch dimension of 1. Views, not in the graph: what is
+    # written must be the layer's own output.
+    hidden = hidden.view(-1, hidden.shape[-1])
+    residual = None if residual is None else residual.view_as(hidden)
     get_forward_context().no_compile_layers[name].steer(hidden, residual)
 
 
@@ -30,25 +36,17 @@ LIBRARY.impl("steer_layer_", _steer_layer, "CompositeExplicitAutograd")
 torch.library.register_fake("saif_vllm::steer_layer_", _nothing, lib=LIBRARY)
 
 
-def steering_hook(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+def steering_hook(name: str, stream: Stream) -> Callable[[torch.nn.Module, Any, Any], None]:
     """A forward hook that steers a decoder layer's output in place.
-
-    A layer returns ``(hidden, residual)``, whose sum is the residual stream, or the stream itself.
 
     Args:
         name: of the layer's tables in vLLM's forward context.
+        stream: where the output holds the residual stream, as verified at start.
     """
 
     def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, tuple) and len(output) == 2:
-            hidden, residual = output
-        else:
-            hidden, residual = output, None
-        if not isinstance(hidden, Tensor) or hidden.ndim != 2:
-            raise TypeError(
-                f"{name}: expected a decoder layer that returns (hidden, residual) or hidden, each "
-                "[tokens, hidden size]; steering does not know this model's structure"
-            )
+        hidden = output[0] if isinstance(output, tuple) else output
+        residual = output[1] if stream is Stream.SUM else None
         torch.ops.saif_vllm.steer_layer_(hidden, residual, name)
 
     return hook
