@@ -295,4 +295,5 @@ def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
     if config is not None:
         self.saif_steering = attach(self, config)
-        arm_runner(self.model_runner, self.saif_steering.step)
+        if self.saif_steering.layers:  # not those of other pipeline ranks alone
+            arm_runner(self.model_runner, self.saif_steering.step)
