@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from saif_fast.request import SteeringRequest
-from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import parse
-
-Parsed = tuple[SteeringRequest, dict[str, Offered]]
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.request import Parsed, parse
 
 
 @contextmanager
@@ -46,8 +43,8 @@ def check_prompt(request: Any, asked: Parsed | None) -> None:
     """
     if asked is None or not request.resumable:
         return
-    for name, offered in asked[1].items():
-        if offered.latent_set.layers[0] < offered.latent_set.num_layers - 1:
+    for name, (offered, _) in asked.sets.items():
+        if offered.changes_kv:
             raise ValueError(
                 f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
                 f"edits layer {offered.latent_set.layers[0]}"
