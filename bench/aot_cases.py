@@ -11,18 +11,20 @@ from typing import NamedTuple
 
 import torch
 
-from saif_kernels import RequestRows, SteeringBank
+from saif_kernels import DOSE_PARTS, RequestRows, SteeringBank, Tally
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_triton
 from saif_kernels.encode_moments import encode_moments_triton
 from saif_kernels.encode_topk import encode_topk_triton
 from saif_kernels.steer import steer_triton_
 from saif_kernels.steps import prepare_steps_triton
+from saif_kernels.tally import tally_steps_triton
 from saif_kernels.topk_rank import topk_rank_triton
 
 D_MODELS = (2304, 3584, 4096, 5120, 8192)
 TYPICAL_D = 4096
 D_SAE = 65536
 N_REQUESTS, N_PAIRS = 256, 8  # saif_vllm's defaults
+N_LAYERS = 32  # a hooked layer each
 
 empty = partial(torch.empty, device="meta")
 
@@ -63,13 +65,20 @@ def steer(d_model: int, dtype: torch.dtype, n_tokens: int, with_residual: bool =
     steer_triton_(*steer_arguments(d_model, dtype, n_tokens, with_residual))
 
 
+def steer_with_dose(
+    d_model: int, dtype: torch.dtype, n_tokens: int, max_dose: float | None = None
+) -> None:
+    dose = empty(n_tokens, DOSE_PARTS, 2)
+    steer_triton_(*steer_arguments(d_model, dtype, n_tokens), dose=dose, max_dose=max_dose)
+
+
 def add_steer_rms_norm(d_model: int, dtype: torch.dtype, gemma: bool) -> None:
     weight = empty(d_model, dtype=dtype)
     hidden, residual, *tables = steer_arguments(d_model, dtype, 64)
     add_steer_rms_norm_triton(hidden, residual, weight, 1e-6, gemma, *tables)
 
 
-def prepare_steps(positions: torch.dtype) -> None:
+def prepare_steps(positions: torch.dtype, **fresh: torch.Tensor) -> None:
     prepare_steps_triton(
         empty(8192, dtype=torch.int32),
         empty(8192),
@@ -77,7 +86,19 @@ def prepare_steps(positions: torch.dtype) -> None:
         empty(N_REQUESTS, dtype=torch.int32),
         empty(8192, dtype=positions),
         RequestRows.allocate(N_REQUESTS, N_PAIRS, "meta").table,
+        **fresh,
     )
+
+
+def prepare_fresh_steps() -> None:
+    tally = Tally.allocate(N_LAYERS, 8192, N_REQUESTS, "meta")
+    prepare_steps(torch.int64, token_fresh=tally.token_fresh, counts=tally.counts)
+
+
+def tally_steps() -> None:
+    tally = Tally.allocate(N_LAYERS, 8192, N_REQUESTS, "meta")
+    token_row = empty(8192, dtype=torch.int32)
+    tally_steps_triton(token_row, tally.token_fresh, tally.dose, tally.table, tally.missed)
 
 
 def encode_topk(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
@@ -100,6 +121,8 @@ REGIMES: dict[str, dict[str, Callable[[int, torch.dtype], None]]] = {
     "steer_": {
         "few tokens": partial(steer, n_tokens=64),
         "many tokens": partial(steer, n_tokens=8192),
+        "few tokens, dose": partial(steer_with_dose, n_tokens=64),
+        "many tokens, dose": partial(steer_with_dose, n_tokens=8192),
     },
     "add_steer_rms_norm": {
         "plain": partial(add_steer_rms_norm, gemma=False),
@@ -129,12 +152,17 @@ def cases() -> Iterator[Case]:
             for dtype in (bf16, torch.float16, torch.float32):
                 typical = partial(launch, TYPICAL_D, dtype)
                 yield Case(op, name, TYPICAL_D, dtype, typical)
-    for name, launch in REGIMES["steer_"].items():
+    for name in ("few tokens", "many tokens"):
+        launch = REGIMES["steer_"][name]
         for d_model in D_MODELS:
             if d_model != TYPICAL_D:
                 yield Case("steer_", name, d_model, bf16, partial(launch, d_model, bf16))
         alone = partial(launch, TYPICAL_D, bf16, with_residual=False)
         yield Case("steer_", f"{name}, no residual", TYPICAL_D, bf16, alone)
+        capped = partial(REGIMES["steer_"][f"{name}, dose"], TYPICAL_D, bf16, max_dose=1.0)
+        yield Case("steer_", f"{name}, capped", TYPICAL_D, bf16, capped)
     for dtype in (torch.int32, torch.int64):
         positions = partial(prepare_steps, dtype)
         yield Case("prepare_steps_", "positions", TYPICAL_D, dtype, positions)
+    yield Case("prepare_steps_", "fresh", TYPICAL_D, torch.int64, prepare_fresh_steps)
+    yield Case("tally_steps_", f"{N_LAYERS} layers", TYPICAL_D, torch.float32, tally_steps)

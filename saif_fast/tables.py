@@ -1,14 +1,14 @@
-"""The tables a runtime steers from, and which set owns which slot."""
+"""The device tables a runtime steers from, and what may be put into them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.slots import Placement
 from saif_kernels import MAX_LATENTS, LatentEdits, RequestRows, SteeringBank
 
 
@@ -22,124 +22,87 @@ class Capacity:
     max_sets_per_request: int
 
 
+@dataclass(frozen=True)
+class Model:
+    """What a set must fit: a model, and the layers of it that are hooked."""
+
+    layers: tuple[int, ...]  # hooked, ascending
+    d_model: int
+    num_layers: int
+    dtype: torch.dtype
+
+    def compile(self, latent_set: LatentSet, max_latents: int) -> dict[int, LatentEdits]:
+        """What the tables take of a set, by layer that it edits.
+
+        Raises:
+            ValueError: the set was made for another model shape, edits a layer that is not hooked,
+                has more live latents at a layer than the pool, or values beyond the model's dtype.
+        """
+        latent_set.check_model(self.d_model, self.num_layers)
+        for layer, k in latent_set.n_live.items():
+            if layer not in self.layers:
+                raise ValueError(
+                    f"latent set: expected a hooked layer ({', '.join(map(str, self.layers))}), "
+                    f"got layer {layer}"
+                )
+            if k > min(MAX_LATENTS, max_latents):
+                raise ValueError(
+                    f"latent set at layer {layer}: expected at most "
+                    f"{min(MAX_LATENTS, max_latents)} live latents, got {k}"
+                )
+        compiled = {layer: latent_set.compile(layer) for layer in latent_set.layers}
+        for layer, edits in compiled.items():
+            for name in ("W_enc", "W_dec", "vector"):
+                if not getattr(edits, name).to(self.dtype).isfinite().all():
+                    raise ValueError(
+                        f"latent set {name} at layer {layer}: expected values within {self.dtype}, "
+                        "got larger ones"
+                    )
+        return compiled
+
+
 class SteeringTables:
-    """Banks and rows on one device, allocated once and filled in place.
+    """Banks and request rows on one device, allocated once and filled in place.
 
     A set has the same slot in the bank of every hooked layer (empty where it edits nothing), so a
-    request's row serves all layers. Sets are known by content hash: loading equal content twice
-    gives the same slot.
+    request's row serves all layers. :class:`~saif_fast.slots.SetSlots` says where a set goes.
 
     Args:
-        layers: hooked layers of the model.
-        owned: those whose banks this process holds (a pipeline rank's); None = all.
+        owned: the layers whose banks this process holds (a pipeline rank's); None = all.
     """
 
     def __init__(
         self,
-        layers: Sequence[int],
-        d_model: int,
-        num_layers: int,
+        model: Model,
         capacity: Capacity,
-        dtype: torch.dtype,
         device: torch.device | str,
         *,
         owned: Collection[int] | None = None,
     ) -> None:
-        self.layers = tuple(sorted(set(layers)))
-        self.d_model, self.num_layers, self.capacity = d_model, num_layers, capacity
         self.banks = {
             layer: SteeringBank.allocate(
-                d_model, capacity.max_sets, capacity.max_latents, dtype, device
+                model.d_model, capacity.max_sets, capacity.max_latents, model.dtype, device
             )
-            for layer in self.layers
+            for layer in model.layers
             if owned is None or layer in owned
         }
         self.rows = RequestRows.allocate(
             capacity.max_requests, capacity.max_sets_per_request, device
         )
-        self._slots: dict[str, int] = {}
-        self._pool: dict[int, dict[int, range]] = {layer: {} for layer in self.banks}
 
     @property
     def nbytes(self) -> int:
         """Device memory of all tables in bytes."""
         return sum(bank.nbytes for bank in self.banks.values()) + self.rows.table.nbytes
 
-    @property
-    def slots(self) -> Mapping[str, int]:
-        """Slot of every resident set, by content hash."""
-        return MappingProxyType(self._slots)
+    def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
+        """Put a set into its place, whatever another set left there.
 
-    def load(self, latent_set: LatentSet) -> int:
-        """Make a set resident and return its slot.
-
-        Raises:
-            ValueError: it was made for another model shape, edits a layer that is not hooked, or
-                does not fit, in number or in the model's dtype; nothing was written.
+        Args:
+            compiled: by layer, as :meth:`Model.compile` makes it.
         """
-        if latent_set.content_hash in self._slots:
-            return self._slots[latent_set.content_hash]
-        latent_set.check_model(self.d_model, self.num_layers)
-        foreign = [layer for layer in latent_set.layers if layer not in self.layers]
-        if foreign:
-            raise ValueError(
-                f"latent set edits layer {foreign[0]}, but the hooked layers are "
-                f"{list(self.layers)}"
-            )
-        free = set(range(self.capacity.max_sets)) - set(self._slots.values())
-        if not free:
-            raise ValueError(f"max_sets: all {self.capacity.max_sets} slots are taken")
-        n_live = latent_set.n_live
-        for layer, k in n_live.items():
-            if k > MAX_LATENTS:
-                raise ValueError(
-                    f"latent set at layer {layer}: expected at most {MAX_LATENTS} live latents, "
-                    f"got {k}"
-                )
-        offsets = {
-            layer: self._find(layer, n_live[layer])
-            for layer in latent_set.layers
-            if layer in self.banks
-        }
-        slot = min(free)
-        compiled = {layer: latent_set.compile(layer) for layer in offsets}
-        for layer, edits in compiled.items():
-            _check_range(layer, edits, self.banks[layer].vector.dtype)
-        for layer, offset in offsets.items():
-            edits = compiled[layer]
-            self.banks[layer].write(slot, offset, edits)
-            self._pool[layer][slot] = range(offset, offset + edits.W_enc.shape[0])
-        self._slots[latent_set.content_hash] = slot
-        return slot
-
-    def unload(self, content_hash: str) -> None:
-        """Free a resident set's slot and rows; the caller makes sure that no request still uses
-        it.
-        """
-        slot = self._slots.pop(content_hash)
         for layer, bank in self.banks.items():
-            bank.clear(slot)
-            self._pool[layer].pop(slot, None)
-
-    def _find(self, layer: int, k: int) -> int:
-        """First offset in the layer's pool with k free rows behind it."""
-        start = 0
-        for taken in sorted(self._pool[layer].values(), key=lambda rows: rows.start):
-            if taken.start - start >= k:
-                return start
-            start = max(start, taken.stop)
-        if start + k > self.capacity.max_latents:
-            raise ValueError(
-                f"max_latents: {k} live latents do not fit in the {self.capacity.max_latents} rows "
-                f"of layer {layer}"
-            )
-        return start
-
-
-def _check_range(layer: int, edits: LatentEdits, dtype: torch.dtype) -> None:
-    for name in ("W_enc", "W_dec", "vector"):
-        if not getattr(edits, name).to(dtype).isfinite().all():
-            raise ValueError(
-                f"latent set {name} at layer {layer}: expected values within {dtype}, "
-                "got larger ones"
-            )
+            if layer in compiled:
+                bank.write(placement.slot, placement.offset[layer], compiled[layer])
+            else:
+                bank.clear(placement.slot)

@@ -12,7 +12,8 @@ from torch import Tensor
 from saif_fast.hf import decoder_layers
 from saif_fast.latent_set import LatentSet
 from saif_fast.request import SteeringRequest, check_combination
-from saif_fast.tables import Capacity, SteeringTables
+from saif_fast.slots import SetSlots
+from saif_fast.tables import Capacity, Model, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ class ResidualSteering:
         modules = decoder_layers(model)
         self._device, self._d_model = model.device, model.config.get_text_config().hidden_size
         self._sets = dict(sets)
-        tables = _load_tables(self._sets, self._d_model, len(modules), model.dtype, self._device)
-        self._slots = {name: tables.slots[sets[name].content_hash] for name in sets}
-        self._banks = tables.banks
+        layers = sorted({layer for latent_set in sets.values() for layer in latent_set.layers})
+        fits = Model(tuple(layers), self._d_model, len(modules), model.dtype)
+        self._banks, self._slots = _load_sets(self._sets, fits, self._device)
         self._layers = {layer: modules[layer] for layer in self._banks}
         self._rows: RequestRows | None = None
         self._request_row = self._token_row = torch.empty(0, dtype=torch.int32)
@@ -122,23 +123,22 @@ class ResidualSteering:
         return hook
 
 
-def _load_tables(
-    sets: Mapping[str, LatentSet],
-    d_model: int,
-    num_layers: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> SteeringTables:
-    layers = sorted({layer for latent_set in sets.values() for layer in latent_set.layers})
-    live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in layers]
+def _load_sets(
+    sets: Mapping[str, LatentSet], model: Model, device: torch.device
+) -> tuple[dict[int, SteeringBank], dict[str, int]]:
+    """Banks by layer that hold all sets, and each set's slot."""
+    live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in model.layers]
     # Request rows change with every batch here, so those of the tables stay unused.
     capacity = Capacity(
         max_sets=len(sets), max_latents=max(live, default=0), max_requests=1, max_sets_per_request=1
     )
-    tables = SteeringTables(layers, d_model, num_layers, capacity, dtype, device)
+    slots = SetSlots(model.layers, capacity.max_sets, capacity.max_latents)
+    tables = SteeringTables(model, capacity, device)
     for latent_set in sets.values():
-        tables.load(latent_set)
-    return tables
+        compiled = model.compile(latent_set, capacity.max_latents)
+        tables.write(slots.place(latent_set), compiled)
+    placed = {name: slots.placed[found.content_hash].slot for name, found in sets.items()}
+    return tables.banks, placed
 
 
 def _request_rows(

@@ -3,6 +3,16 @@
 Importing this package needs the standard library only: vLLM imports plugins in all its processes.
 """
 
+from typing import Any
+
 from saif_vllm.config import SET_DIR_VARIABLE, engine_args
 
-__all__ = ["SET_DIR_VARIABLE", "engine_args"]
+__all__ = ["SET_DIR_VARIABLE", "engine_args", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":
+        from saif_vllm.reporting import report
+
+        return report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import torch
 
-from saif_fast.tables import Capacity, SteeringTables
+from saif_fast.tables import Capacity, Model, SteeringTables
+from saif_kernels import Tally
+from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
 from saif_vllm.op import steering_hook
-from saif_vllm.sets import OfferedSets
+from saif_vllm.proof import Proof
+from saif_vllm.steering import Steering
+from saif_vllm.step import StepTables
 from saif_vllm.structure import decoder_layers, verify_streams
-from saif_vllm.tables import LayerTables, Steering, StepTables
 
 logger = logging.getLogger("vllm.saif")
 
 
-def refuse_unsupported(vllm_config: Any) -> None:
+def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
     """Raise ValueError for engine features that would leave tokens unsteered or wrongly steered."""
-    parallel = vllm_config.parallel_config
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    below_last = config.layers[0] < model.get_total_num_hidden_layers() - 1
     refused = {
+        # The second half of a batch would read the first half's rows.
         "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
+        # A rank sees a part of each prompt only.
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        # Late layers see a part of the batch only.
         "kv_sharing_fast_prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
-        # The start-up canary counts what it steered on the host's side of a launch, which a replay
-        # does not pass.
-        "CUDA graphs (enforce_eager=True switches them off)": (
-            vllm_config.compilation_config.cudagraph_mode.name != "NONE"
+        # Between layers the residual stream would be cut up over the ranks.
+        "sequence parallelism (pass_config.enable_sp)": getattr(
+            vllm_config.compilation_config.pass_config, "enable_sp", False
+        ),
+        # It answers requests without our validation.
+        "the Rust front end (VLLM_USE_RUST_FRONTEND)": (
+            os.environ.get("VLLM_USE_RUST_FRONTEND", "0") != "0"
+        ),
+        "an encoder-decoder model": model.is_encoder_decoder,
+        "a diffusion model": getattr(model, "is_diffusion", False),
+        # Steered KV would leave the engine under the key of plain KV.
+        "a KV connector, with a hooked layer below the last": (
+            vllm_config.kv_transfer_config is not None and below_last
         ),
     }
     for feature, used in refused.items():
@@ -36,39 +53,22 @@ def refuse_unsupported(vllm_config: Any) -> None:
 
 
 def attach(worker: Any, config: SteeringConfig) -> Steering:
-    """Allocate the tables, load all sets and hook the layers of a worker's model.
+    """Allocate the tables and hook the layers of a worker's model.
 
-    Before the first forward, so that torch.compile traces the hooks.
+    Before the first compiled forward, so that torch.compile traces the hooks.
+
+    Raises:
+        ValueError: the model's structure is not one that steering knows.
     """
     vllm_config, runner = worker.vllm_config, worker.model_runner
     model = runner.get_model()
-    offered = OfferedSets.load(vllm_config, config)
-    device, dtype = torch.device(worker.device), vllm_config.model_config.dtype
-    scheduler = vllm_config.scheduler_config
-    layers = decoder_layers(model, offered.last_layer + 1)
+    fits, device = model_of(vllm_config, config), torch.device(worker.device)
+    layers = decoder_layers(model, fits.num_layers)
     streams = verify_streams(runner, vllm_config, layers, config.layers)
-    sets = SteeringTables(
-        config.layers,
-        d_model=vllm_config.model_config.get_hidden_size(),
-        num_layers=len(layers),
-        capacity=Capacity(
-            max_sets=config.max_sets + 1,  # and the canary's
-            max_latents=config.max_latents,
-            max_requests=scheduler.max_num_seqs + 1,  # and the canary's
-            max_sets_per_request=config.max_sets_per_request,
-        ),
-        dtype=dtype,
-        device=device,
-        owned=list(streams),  # the others are another pipeline rank's
-    )
-    for latent_set in offered.by_hash.values():
-        sets.load(latent_set)
-    step = StepTables(sets.slots, sets.rows, runner.max_num_tokens)
-    tables = {layer: LayerTables(bank, step) for layer, bank in sets.banks.items()}
-    steering = Steering(step, tables, canary_slot=config.max_sets)
+    steering = _allocate(config, fits, list(streams), runner.max_num_tokens, vllm_config, device)
     model.add_module("saif_steering", steering)
     context = vllm_config.compilation_config.static_forward_context
-    for layer, table in tables.items():
+    for layer, table in steering.layers.items():
         name = f"saif.layers.{layer}"
         context[name] = table
         layers[layer].register_forward_hook(steering_hook(name, streams[layer]))
@@ -76,12 +76,30 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += steering.nbytes
     logger.info(
-        "Steering layers %s with %d sets (%s): %.1f MiB for at most %d sets and %d live latents",
-        sorted(tables),
-        len(offered.sets),
-        ", ".join(sorted(offered.sets)) or "none",
+        "Steering layers %s: %.1f MiB for at most %d sets and %d live latents a layer",
+        list(steering.layers),
         steering.nbytes / 2**20,
         config.max_sets,
         config.max_latents,
     )
     return steering
+
+
+def _allocate(
+    config: SteeringConfig,
+    fits: Model,
+    owned: list[int],
+    max_tokens: int,
+    vllm_config: Any,
+    device: torch.device,
+) -> Steering:
+    capacity = Capacity(
+        max_sets=config.max_sets,
+        max_latents=config.max_latents,
+        max_requests=vllm_config.scheduler_config.max_num_seqs,
+        max_sets_per_request=config.max_sets_per_request,
+    )
+    tables = SteeringTables(fits, capacity, device, owned=owned)
+    tally = Tally.allocate(len(owned), max_tokens, capacity.max_requests, device)
+    proof = Proof(tally, owned, config.warn_dose)
+    return Steering(tables, StepTables(tables.rows, proof, max_tokens), config.max_dose)

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saif_fast.slots import Placement
 from saif_kernels import LatentEdits, Window
-from saif_vllm.tables import Steering
+from saif_vllm.steering import Steering
 
-# Far above the residual stream's usual entries, far below fp16's largest number.
+# Of each channel: far above the residual stream's usual entries, far below fp16's largest number.
 _STRENGTH = 64.0
 # A change of the output below this part of it could be noise.
 _LEAST_CHANGE = 1e-2
 _N_TOKENS = 16
+_SLOT = _ROW = 0  # nothing is loaded yet, and no request runs
 
 
 def check(steering: Steering, runner: Any) -> None:
     """Run the engine's own dummy batches with and without a canary at each hooked layer.
 
-    Decode-sized and prefill-sized, so a captured graph is replayed where there is one. The canary
-    is gone afterwards.
+    Decode-sized and prefill-sized, so a captured graph is replayed where there is one; with a
+    constant and with a live latent. The canary is gone afterwards.
 
     Raises:
-        RuntimeError: at some layer the counter of steered tokens or the output did not move.
+        RuntimeError: at some layer the evidence of steered tokens or the output did not move.
     """
     for decode in (True, False):
         plain, again = (_forward(runner, decode) for _ in range(2))
-        for layer, tables in steering.tables.items():
-            n_before = int(tables.n_steered)
-            output = _with_canary(steering, tables.bank, runner, decode)
-            kind = "decode" if decode else "prefill"
-            if int(tables.n_steered) <= n_before:
-                raise RuntimeError(
-                    f"start-up canary: layer {layer} steered no token of a {kind} batch; "
-                    "its hook is not in the model that runs"
-                )
-            # Pipeline ranks before the last have no output of their own.
-            if isinstance(output, Tensor) and not _moved(plain, again, output):
-                raise RuntimeError(
-                    f"start-up canary: steering layer {layer} did not change the output of a "
-                    f"{kind} batch"
-                )
+        for layer, tables in steering.layers.items():
+            for kind, edits in _canaries(tables.bank.vector.shape[1]).items():
+                batch = f"a {'decode' if decode else 'prefill'} batch"
+                tables.dose.fill_(-1)
+                output = _with_canary(steering, layer, edits, runner, decode)
+                if not (tables.dose[:, 0, 0] >= 0).any():
+                    raise RuntimeError(
+                        f"start-up canary: layer {layer} steered no token of {batch}; "
+                        "its hook is not in the model that runs"
+                    )
+                # Pipeline ranks before the last have no output of their own.
+                least = _LEAST_CHANGE * min(1.0, tables.max_dose or 1.0)
+                if isinstance(output, Tensor) and not _moved(plain, again, output, least):
+                    raise RuntimeError(
+                        f"start-up canary: {kind} at layer {layer} did not change the output of "
+                        f"{batch}"
+                    )
+    for tables in steering.layers.values():
+        tables.dose.fill_(-1)
 
 
-def _with_canary(steering: Steering, bank: Any, runner: Any, decode: bool) -> Any:
-    step, slot = steering.step, steering.canary_slot
-    d_model = bank.vector.shape[1]
+def _canaries(d_model: int) -> dict[str, LatentEdits]:
     # Alternating signs: no norm divides it away, as it would a multiple of the stream itself.
     vector = torch.full((d_model,), _STRENGTH)
     vector[::2] *= -1
-    bank.write(slot, 0, LatentEdits.empty(d_model)._replace(vector=vector))
-    step.rows.write(step.canary_row, [(slot, 1.0)], prompt_len=1, window=Window())
-    step.force_row(step.canary_row)
+    nothing = LatentEdits.empty(d_model)
+    unit, one = (vector / vector.norm())[None], torch.ones(1)
+    projection = nothing._replace(
+        W_enc=unit,
+        b_enc=0 * one,
+        threshold=-math.inf * one,
+        W_dec=unit,
+        p=vector.norm() * one,
+        q=-one,
+        lo=-math.inf * one,
+        gated=torch.zeros(1, dtype=torch.bool),
+    )
+    return {"a vector": nothing._replace(vector=vector), "a live latent": projection}
+
+
+def _with_canary(
+    steering: Steering, layer: int, edits: LatentEdits, runner: Any, decode: bool
+) -> Any:
+    step, place = steering.step, Placement(_SLOT, {layer: 0})
+    steering.write(place, {layer: edits})
+    step.rows.write(_ROW, [(_SLOT, 1.0)], prompt_len=1, window=Window())
+    step.force_row(_ROW)
     output = _forward(runner, decode)
     step.force_row(None)
-    step.rows.clear(step.canary_row)
-    bank.clear(slot)
+    step.rows.clear(_ROW)
+    steering.write(place, {})
     return output
 
 
@@ -76,6 +100,6 @@ def _forward(runner: Any, decode: bool) -> Any:
     return output.float().clone() if isinstance(output, Tensor) else output
 
 
-def _moved(plain: Tensor, again: Tensor, steered: Tensor) -> bool:
+def _moved(plain: Tensor, again: Tensor, steered: Tensor, least: float) -> bool:
     noise = (again - plain).norm()
-    return bool((steered - plain).norm() > 10 * noise + _LEAST_CHANGE * plain.norm())
+    return bool((steered - plain).norm() > 10 * noise + least * plain.norm())

@@ -25,10 +25,14 @@ class SteeringConfig:
 
     Attributes:
         layers: hooked decoder layers, ascending; a set for another layer is refused.
-        max_sets: set slots.
-        max_latents: live latents of all sets together, at each hooked layer.
+        max_sets: sets that can be loaded at a time; the directory may hold more.
+        max_latents: live latents of all loaded sets together, at each hooked layer.
         max_sets_per_request: sets that one request may combine.
         max_strength: largest absolute strength of a request.
+        warn_dose: a request whose change of the residual stream, relative to the stream's norm,
+            passes this at some token is warned of in the log; None: none is.
+        max_dose: the change of any token is scaled down to this; None: no cap. It costs a second
+            launch at each hooked layer.
         version: of this plugin. A graph that was compiled by another version must not be reused.
     """
 
@@ -37,6 +41,8 @@ class SteeringConfig:
     max_latents: int
     max_sets_per_request: int
     max_strength: float
+    warn_dose: float | None
+    max_dose: float | None
     version: str
 
     def __post_init__(self) -> None:
@@ -47,8 +53,12 @@ class SteeringConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
-        if not 0 < self.max_strength < float("inf"):
-            raise ValueError(f"max_strength: expected a finite number > 0, got {self.max_strength}")
+        for name in ("max_strength", "warn_dose", "max_dose"):
+            value = getattr(self, name)
+            if value is None and name != "max_strength":
+                continue
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
 
     @classmethod
     def of(cls, vllm_config: Any) -> SteeringConfig | None:
@@ -84,6 +94,8 @@ def engine_args(
     max_latents: int = 1024,
     max_sets_per_request: int = 8,
     max_strength: float = 10.0,
+    warn_dose: float | None = None,
+    max_dose: float | None = None,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
@@ -95,7 +107,8 @@ def engine_args(
         set_dir: directory of latent sets (``<name>.safetensors``).
         layers: decoder layers to hook; those of the sets in the directory unless given. They are
             frozen at start, so name those of sets that will be added later.
-        max_sets, max_latents, max_sets_per_request, max_strength: see :class:`SteeringConfig`.
+        max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose: see
+            :class:`SteeringConfig`.
         worker_extension_cls: qualified name of your own worker extension, a subclass of
             ``saif_vllm.worker.SaifWorkerExtension``.
 
@@ -121,6 +134,8 @@ def engine_args(
         max_latents=max_latents,
         max_sets_per_request=max_sets_per_request,
         max_strength=float(max_strength),
+        warn_dose=warn_dose,
+        max_dose=max_dose,
         version=version("saif-fast"),
     )
     seams.arm()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
+from saif_fast.request import REQUEST_KEYS, SteeringRequest, check_combination, parse_request
 from saif_kernels import Window
+from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
-from saif_vllm.sets import OfferedSets
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -20,33 +18,52 @@ class SetUse(msgspec.Struct, frozen=True):
     name: str
     content_hash: str
     strength: float
+    changes_kv: bool  # it edits a layer below the last, so that later layers' KV depends on it
+    slot: int = -1  # in the workers' tables; filled in when the set is loaded
 
 
 class Steered(msgspec.Struct, frozen=True):
-    """What a request asks for, as it travels to the workers under the key ``saif``.
+    """What a request asks for, as the engine core hands it to the workers.
+
+    It takes the place of the user's keys, under ``saif`` in ``extra_args``. A worker takes nothing
+    else, so no request reaches it past the core's checks.
 
     Attributes:
         sets: with strengths.
         window: where they apply.
-        admitted: by the engine core, which has set the cache salt. A worker takes nothing else.
+        request_id: the user's.
+        admission: the number of this request in its engine; ids come back, numbers do not.
     """
 
     sets: tuple[SetUse, ...]
     window: Window
-    admitted: bool = False
+    request_id: str = ""
+    admission: int = -1
+
+    def asks_the_same(self, other: Steered | None) -> bool:
+        """Whether two requests are steered alike."""
+        return other is not None and (self.window, _wishes(self)) == (other.window, _wishes(other))
 
 
-def resolve(
-    extra_args: Mapping[str, object] | None,
-    offered: OfferedSets | None,
-    config: SteeringConfig | None,
-) -> Steered | None:
+def _wishes(steered: Steered) -> list[tuple[str, float]]:
+    return [(use.content_hash, use.strength) for use in steered.sets]
+
+
+def parse(
+    extra_args: Mapping[str, object] | None, catalog: SetCatalog | None
+) -> tuple[SteeringRequest, dict[str, Offered]] | None:
     """Validate a user's ``extra_args``; None: not steered.
+
+    Args:
+        catalog: None: this engine does not steer.
+
+    Returns:
+        What is asked for, and the sets by name.
 
     Raises:
         ValueError: names what is available.
     """
-    if offered is None or config is None:
+    if catalog is None:
         # Others' keys are not ours to judge where nothing of ours is in use.
         for key in extra_args or {}:
             if str(key).startswith("saif"):
@@ -54,97 +71,48 @@ def resolve(
                     f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
                 )
         return None
-    parsed = parse_request(
+    asked = parse_request(
         extra_args,
-        available=offered.sets,
-        max_strength=config.max_strength,
-        max_sets=config.max_sets_per_request,
+        available=catalog,
+        max_strength=catalog.config.max_strength,
+        max_sets=catalog.config.max_sets_per_request,
     )
-    if parsed is None:
+    if asked is None:
         return None
-    used = {name: offered.sets[name] for name, _ in parsed.sets}
-    check_combination(used)
-    uses = tuple(SetUse(name, used[name].content_hash, strength) for name, strength in parsed.sets)
-    return Steered(uses, parsed.window)
+    offered = {name: catalog[name] for name, _ in asked.sets}
+    check_combination({name: found.latent_set for name, found in offered.items()})
+    _check_room(offered, catalog.config)
+    return asked, offered
 
 
-def with_steering(extra_args: Mapping[str, object] | None, steered: Steered) -> dict[str, object]:
-    """A copy of ``extra_args`` that carries ``steered`` in place of the user's own keys."""
-    others = {key: value for key, value in (extra_args or {}).items() if key not in REQUEST_KEYS}
-    return {**others, "saif": msgspec.to_builtins(steered)}
+def _check_room(offered: Mapping[str, Offered], config: SteeringConfig) -> None:
+    """Raise ValueError for a request that would wait for ever: its sets never fit together."""
+    sets = {found.latent_set.content_hash: found.latent_set for found in offered.values()}
+    if len(sets) > config.max_sets:
+        raise ValueError(f"max_sets: expected at most {config.max_sets} sets, got {len(sets)}")
+    for layer in config.layers:
+        live = sum(found.n_live.get(layer, 0) for found in sets.values())
+        if live > config.max_latents:
+            raise ValueError(
+                f"max_latents: expected at most {config.max_latents} live latents at layer {layer} "
+                f"in a request, got {live}"
+            )
 
 
-def admit(request: Any, offered: OfferedSets | None, config: SteeringConfig | None) -> None:
-    """The engine core's check of an ``EngineCoreRequest``; sets its cache salt. In place.
-
-    A request that did not come through our front end (a raw ``EngineCoreRequest``) still carries
-    the user's keys and is resolved here.
-
-    Raises:
-        ValueError: as :func:`resolve`, or a set is not loaded.
-    """
-    params = request.sampling_params
-    extra_args: dict[str, Any] = (params.extra_args if params is not None else None) or {}
-    if not isinstance(extra_args.get("saif"), Mapping):
-        steered = resolve(extra_args, offered, config)
-    elif offered is None:
-        raise ValueError("saif: this engine does not steer; start it with saif_vllm.engine_args")
-    else:
-        steered = msgspec.convert(extra_args["saif"], Steered)
-    if steered is None or offered is None:
-        return
-    for use in steered.sets:
-        if use.content_hash not in offered.by_hash:
-            raise ValueError(f"set {use.name!r} has changed since the engine started")
-    refuse_streaming_input(request)
-    request.cache_salt = cache_salt(request.cache_salt, steered, offered, _prompt_len(request))
-    # The parameters are the engine's own copy, but children of one request (n > 1) share the
-    # dictionary: replace it.
-    params.extra_args = with_steering(extra_args, msgspec.structs.replace(steered, admitted=True))
-
-
-def refuse_streaming_input(request: Any) -> None:
-    """Raise ValueError for a steered request whose prompt comes in pieces.
-
-    vLLM keeps the first piece's cache salt for all of them, and where the prompt ends moves.
-    """
-    if request.resumable:
-        raise ValueError("saif: expected a request with its whole prompt, got streaming input")
-
-
-def _prompt_len(request: Any) -> int:
-    prompt = request.prompt_token_ids
-    return len(request.prompt_embeds if prompt is None else prompt)
-
-
-def cache_salt(
-    salt: str | None, steered: Steered, offered: OfferedSets, prompt_len: int
-) -> str | None:
-    """The prefix cache's salt: the user's own, and all that changes a block's content.
-
-    At the last layer steering changes no KV: such a request shares the cache with everyone. Below
-    it, what was generated (steered) in one turn of a chat is prompt (unsteered) in the next, so
-    where the prompt ends counts too, unless all positions are steered alike.
-    """
-    uses = [use for use in steered.sets if offered.changes_kv(use.content_hash)]
-    if not uses:
-        return salt
-    deep = sorted((use.content_hash, use.strength) for use in uses)
-    alike = steered.window == Window(prompt=True)
-    window = (tuple(steered.window), None if alike else prompt_len)
-    content = msgspec.json.encode((salt, deep, window))
-    return f"saif-{hashlib.sha256(content).hexdigest()}"
+def without_keys(extra_args: Mapping[str, object] | None) -> dict[str, object]:
+    """A copy of ``extra_args`` without our keys."""
+    return {key: value for key, value in (extra_args or {}).items() if key not in REQUEST_KEYS}
 
 
 def read(extra_args: Mapping[str, object] | None) -> Steered | None:
     """What the worker reads.
 
     Raises:
-        RuntimeError: the request went past the engine core's check, so its salt is not set.
+        RuntimeError: the request went past the engine core's check, so its sets are not loaded.
     """
     asked = (extra_args or {}).get("saif")
     if asked is None:
         return None
-    if not isinstance(asked, Mapping) or not asked.get("admitted"):
+    if not isinstance(asked, Steered) or any(use.slot < 0 for use in asked.sets):
         raise RuntimeError("a steered request reached the worker unchecked: the seam is not armed")
-    return msgspec.convert(asked, Steered)
+    return asked

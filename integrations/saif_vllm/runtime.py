@@ -21,7 +21,8 @@ _KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memor
 class VllmRuntime:
     """``saif_fast.runtime.Runtime`` on vLLM.
 
-    The sets are those there are when the engine starts; capacities grow with them.
+    Of a mapping, the sets are those there are when the engine starts; capacities grow with them. A
+    directory is read as requests come in.
 
     Args:
         model: a directory or a hub name.
@@ -43,31 +44,33 @@ class VllmRuntime:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        loaded = sets.load_all() if isinstance(sets, SetDirectory) else dict(sets)
         options = {"enforce_eager": True, **options}
         if current_platform.is_cpu():
             options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
         known = set(inspect.signature(engine_args).parameters) - {"set_dir"}
         steering = {name: options.pop(name) for name in known & options.keys()}
+        self._folder = tempfile.TemporaryDirectory(prefix="saif-sets-")
+        if not isinstance(sets, SetDirectory):
+            # The engine reads files.
+            for name, latent_set in sets.items():
+                latent_set.save(SetDirectory(self._folder.name).path(name))
+            sets = SetDirectory(self._folder.name)
+        loaded = sets.load_all()
         before = os.environ.get(SET_DIR_VARIABLE)
-        with tempfile.TemporaryDirectory(prefix="saif-sets-") as folder:
-            # Of a mapping the engine needs files, and those only until it has started.
-            for name, latent_set in loaded.items():
-                latent_set.save(SetDirectory(folder).path(name))
-            if loaded:
-                live = [sum(found.n_live.values()) for found in loaded.values()]
-                steering.setdefault("max_sets", max(32, len(loaded)))
-                steering.setdefault("max_latents", max(1024, sum(live)))
-                ours = engine_args(folder, **steering)
-                ours["additional_config"] |= options.get("additional_config", {})
-                options |= ours
-            try:
-                self._llm = LLM(str(model), **options)
-            finally:
-                if before is None:
-                    os.environ.pop(SET_DIR_VARIABLE, None)  # its folder goes, too
-                else:
-                    os.environ[SET_DIR_VARIABLE] = before
+        if loaded:
+            live = [sum(found.n_live.values()) for found in loaded.values()]
+            steering.setdefault("max_sets", max(32, len(loaded)))
+            steering.setdefault("max_latents", max(1024, sum(live)))
+            ours = engine_args(sets.root, **steering)
+            ours["additional_config"] |= options.get("additional_config", {})
+            options |= ours
+        try:
+            self._llm = LLM(str(model), **options)
+        finally:
+            if before is None:
+                os.environ.pop(SET_DIR_VARIABLE, None)
+            else:
+                os.environ[SET_DIR_VARIABLE] = before
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -104,3 +107,4 @@ class VllmRuntime:
         """End the engine's processes; the runtime cannot be used afterwards."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
+        self._folder.cleanup()

@@ -1,23 +1,84 @@
 """Every place where vLLM is patched, checked against the signatures that we rely on.
 
-Classes are patched in the front end, the engine core (:func:`arm`) and the worker
-(:func:`arm_worker`); a model runner's methods on the instance (:func:`arm_runner`), so that it does
-not matter which class overrides them. Nothing here does anything for an engine that was not asked
-to steer, except that its requests may not ask either.
+``SEAMS`` lists them as data; what we do there is in the modules that this one calls. Classes are
+patched in the front end, the engine core (:func:`arm`) and the worker (:func:`arm_worker`); a model
+runner's methods on the instance (``runners.py``), so that it does not matter which class overrides
+them. Nothing here does anything for an engine that was not asked to steer, except that its requests
+may not ask either.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig
 
 VLLM_RANGE = ((0, 32), (0, 33))  # >= 0.32, < 0.33
 _MARK = "__saif__"
+
+
+class Seam(NamedTuple):
+    """A method of vLLM, and the parameters that it begins with."""
+
+    module: str
+    owner: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def check(self, owner: Any) -> Callable[..., Any]:
+        """The method as ``owner``, a class, has it.
+
+        Raises:
+            RuntimeError: there is none, or its parameters are others.
+        """
+        function: Callable[..., Any] | None = getattr(owner, self.name, None)
+        where = f"{owner.__module__}.{owner.__qualname__}.{self.name}"
+        if not callable(function):
+            raise RuntimeError(f"vLLM seam {where}: expected a method, got nothing")
+        got = tuple(inspect.signature(function).parameters)
+        if got[: len(self.parameters)] != self.parameters:
+            raise RuntimeError(
+                f"vLLM seam {where}: expected the parameters ({', '.join(self.parameters)}, ...), "
+                f"got ({', '.join(got)})"
+            )
+        return function
+
+
+_FRONT, _CORE = "vllm.v1.engine.input_processor", "vllm.v1.engine.core"
+_V1, _V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
+_V2_STATE = "vllm.v1.worker.gpu.model_states.interface"
+
+# Front end: the configuration, and each request while it can still be refused with HTTP 400.
+INIT_FRONT_END = Seam(_FRONT, "InputProcessor", "__init__", ("self", "vllm_config"))
+PROCESS_INPUTS = Seam(
+    _FRONT, "InputProcessor", "process_inputs", ("self", "request_id", "prompt", "params")
+)
+# Engine core: its start, and each request's way in (before block hashes are made) and end.
+INIT_KV_CACHES = Seam(_CORE, "EngineCore", "_initialize_kv_caches", ("self", "vllm_config"))
+PREPROCESS_REQUEST = Seam(_CORE, "EngineCore", "preprocess_add_request", ("self", "request"))
+ADD_REQUEST = Seam(_CORE, "EngineCore", "add_request", ("self", "request", "request_wave"))
+ABORT_REQUESTS = Seam(_CORE, "EngineCore", "abort_requests", ("self", "request_ids"))
+FREE_REQUEST = Seam(
+    "vllm.v1.core.sched.scheduler", "Scheduler", "_free_request", ("self", "request")
+)
+# Worker: the model.
+LOAD_MODEL = Seam("vllm.v1.worker.gpu_worker", "Worker", "load_model", ("self",))
+# Model runners, V1 and V2: each step, before its forward.
+V1_PREPARE = Seam(
+    _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
+)
+V1_DUMMY_RUN = Seam(_V1, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
+V2_ADD = Seam(_V2_STATE, "ModelState", "add_request", ("self", "req_index", "new_req_data"))
+V2_REMOVE = Seam(_V2_STATE, "ModelState", "remove_request", ("self", "req_id"))
+V2_PREPARE = Seam(_V2_STATE, "ModelState", "prepare_inputs", ("self", "input_batch", "req_states"))
+V2_DUMMY_RUN = Seam(_V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
+
+SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, Seam))
 
 
 def arm() -> None:
@@ -27,24 +88,22 @@ def arm() -> None:
         RuntimeError: this vLLM is outside the supported range, or a seam is not as expected.
     """
     _check_version()
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    _wrap(InputProcessor, "__init__", ("self", "vllm_config"), _init_front_end)
-    for owner in (InputProcessor, EngineCore):
+    for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
         # Those that were made before this have never read a configuration: they do not steer.
-        owner.saif_config = owner.saif_offered = None
-    inputs = ("self", "request_id", "prompt", "params")
-    _wrap(InputProcessor, "process_inputs", inputs, _process_inputs)
-    _wrap(EngineCore, "_initialize_kv_caches", ("self", "vllm_config"), _initialize_kv_caches)
-    _wrap(EngineCore, "preprocess_add_request", ("self", "request"), _preprocess_add_request)
+        if not hasattr(owner, "saif"):
+            owner.saif = None
+    _wrap(INIT_FRONT_END, _init_front_end)
+    _wrap(PROCESS_INPUTS, _process_inputs)
+    _wrap(INIT_KV_CACHES, _initialize_kv_caches)
+    _wrap(PREPROCESS_REQUEST, _preprocess_add_request)
+    _wrap(ADD_REQUEST, _add_request)
+    _wrap(ABORT_REQUESTS, _abort_requests)
+    _wrap(FREE_REQUEST, _free_request)
 
 
 def arm_worker() -> None:
     """Patch the loading of a model in this process; again is harmless."""
-    from vllm.v1.worker.gpu_worker import Worker
-
-    _wrap(Worker, "load_model", ("self",), _load_model)
+    _wrap(LOAD_MODEL, _load_model)
 
 
 def require_armed() -> None:
@@ -53,15 +112,13 @@ def require_armed() -> None:
     The engine core and the front end load plugins by the same rule, so a plugin that is missing
     here is missing there.
     """
-    from vllm.v1.engine.core import EngineCore
-
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
         raise RuntimeError(
             f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} or to be unset, since the engine "
             f"was started with steering, got {allowed!r}"
         )
-    if not _is_ours(EngineCore.preprocess_add_request):
+    if not _is_ours(_owner(PREPROCESS_REQUEST).preprocess_add_request):
         raise RuntimeError(
             f"vLLM has not loaded the plugin {PLUGIN_NAME!r} in this process; is saif-fast "
             "installed with its entry points?"
@@ -79,48 +136,37 @@ def _check_version() -> None:
         )
 
 
-def _check_signature(owner: Any, name: str, parameters: Sequence[str]) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(owner, name, None)
-    where = f"{owner.__module__}.{owner.__qualname__}.{name}"
-    if not callable(function):
-        raise RuntimeError(f"vLLM seam {where}: expected a method, got nothing")
-    got = list(inspect.signature(function).parameters)
-    if got[: len(parameters)] != list(parameters):
-        raise RuntimeError(
-            f"vLLM seam {where}: expected the parameters ({', '.join(parameters)}, ...), "
-            f"got ({', '.join(got)})"
-        )
-    return function
+def _owner(seam: Seam) -> Any:
+    return getattr(importlib.import_module(seam.module), seam.owner)
 
 
 def _is_ours(function: Any) -> bool:
     return getattr(function, _MARK, False)
 
 
-def _wrap(
-    owner: type[Any], name: str, parameters: Sequence[str], around: Callable[..., Any]
-) -> None:
-    if _is_ours(getattr(owner, name, None)):
+def _wrap(seam: Seam, around: Callable[..., Any]) -> None:
+    owner = _owner(seam)
+    if _is_ours(getattr(owner, seam.name, None)):
         return
-    original = _check_signature(owner, name, parameters)
+    original = seam.check(owner)
 
     @functools.wraps(original)
-    def seam(*args: Any, **kwargs: Any) -> Any:
+    def ours(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
-    setattr(seam, _MARK, True)
-    setattr(owner, name, seam)
+    setattr(ours, _MARK, True)
+    setattr(owner, seam.name, ours)
 
 
 def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-    from saif_vllm.sets import OfferedSets
+    from saif_vllm.catalog import SetCatalog
 
     config = SteeringConfig.of(vllm_config)
-    self.saif_config, self.saif_offered = config, None
+    self.saif = None
     if config is not None:
         require_armed()
         _check_extension(vllm_config.parallel_config.worker_extension_cls)
-        self.saif_offered = OfferedSets.load(vllm_config, config)
+        self.saif = SetCatalog.of(vllm_config, config)
     original(self, vllm_config, *args, **kwargs)
 
 
@@ -140,155 +186,113 @@ def _check_extension(name: str) -> None:
 def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from vllm.sampling_params import SamplingParams
+    from saif_vllm.validation import check_parameters, check_prompt, refused
 
-    from saif_vllm.errors import SteeringRequestError
-    from saif_vllm.request import refuse_streaming_input, resolve, with_steering
-
-    sampling = isinstance(params, SamplingParams)
-    extra_args = params.extra_args if sampling else getattr(params, "extra_kwargs", None)
-    try:
-        steered = resolve(extra_args, self.saif_offered, self.saif_config)
-    except ValueError as error:
-        raise SteeringRequestError(str(error)) from error
-    if steered is not None and not sampling:
-        raise SteeringRequestError("saif: expected a generation request, got a pooling request")
+    with refused():
+        steered = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
-    if steered is not None:
-        try:
-            refuse_streaming_input(request)
-        except ValueError as error:
-            raise SteeringRequestError(str(error)) from error
-        # The engine's copy may share the dictionary with the caller's: a new one.
-        request.sampling_params.extra_args = with_steering(extra_args, steered)
+    with refused():
+        check_prompt(request, steered)
     return request
 
 
 def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
     # The last step of the core's start that involves the workers: the model is loaded, compiled and
     # warmed up afterwards. (Its __init__ is running already when it loads the plugins.)
-    from saif_vllm.sets import OfferedSets
+    from saif_vllm.admission import Admission
+    from saif_vllm.catalog import SetCatalog
 
     config = SteeringConfig.of(vllm_config)
-    self.saif_config, self.saif_offered = config, None
-    if config is not None:
-        self.saif_offered = OfferedSets.load(vllm_config, config)
+    self.saif = None
     result = original(self, vllm_config)
     if config is not None:
-        for loaded in self.model_executor.collective_rpc("saif_check_start"):
-            if loaded != sorted(self.saif_offered.by_hash):
-                raise RuntimeError("the set directory was changed while the engine started")
+        rpc = self.model_executor.collective_rpc
+        rpc("saif_check_start")
+        self.saif = Admission(
+            SetCatalog.of(vllm_config, config), lambda *loaded: rpc("saif_write", args=loaded)
+        )
+        self.saif.preload()
     return result
 
 
 def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
-    from saif_vllm.request import admit
+    from saif_vllm.prefix_cache import SteeredHasher
+    from saif_vllm.validation import refuse_steering
 
-    admit(request, self.saif_offered, self.saif_config)
-    return original(self, request)
+    if self.saif is None:
+        refuse_steering(request)
+        return original(self, request)
+    hasher = self.request_block_hasher
+    if hasher is not None and not isinstance(hasher, SteeredHasher):
+        self.request_block_hasher = SteeredHasher(hasher, self.scheduler.hash_block_size)
+    asked = self.saif.admit(request)
+    result = original(self, request)
+    result[0].saif = asked
+    return result
+
+
+def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) -> Any:
+    if self.saif is None:
+        return original(self, request, request_wave)
+    asked = request.saif
+    session = self.scheduler.requests.get(request.request_id)
+    if session is not None:
+        # Streaming input: one more piece of a prompt, or the mark of its end.
+        if asked is not None and asked.pinned:
+            asked.release()
+        if request.resumable and not _continues(session.saif, asked):
+            self.abort_requests([request.request_id])
+            self._send_error_outputs_to_client([request.request_id], request.client_index)
+            return None
+        asked = session.saif
+    if asked is None:
+        return original(self, request, request_wave)
+
+    def proceed() -> None:
+        params = request.sampling_params
+        params.extra_args = {**params.extra_args, "saif": asked.steered}
+        original(self, request, request_wave)
+
+    def again() -> None:
+        if hasattr(self, "input_queue"):
+            from vllm.v1.engine import EngineCoreRequestType
+
+            self.input_queue.put_nowait((EngineCoreRequestType.ADD, (request, request_wave)))
+        else:  # front end and core in one process
+            _add_request(original, self, request, request_wave)
+
+    self.saif.add(asked, proceed, again)
+
+
+def _continues(session: Any, piece: Any) -> bool:
+    """Whether a piece of streaming input asks for what its session was begun with."""
+    if session is None or piece is None:
+        return session is piece
+    return bool(session.steered.asks_the_same(piece.steered))
+
+
+def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:
+    if self.saif is not None:
+        self.saif.abort(request_ids)
+    return original(self, request_ids)
+
+
+def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(self, request, *args, **kwargs)
+    asked = getattr(request, "saif", None)
+    if asked is not None:
+        asked.release()
+    return result
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     from saif_vllm.attach import attach, refuse_unsupported
+    from saif_vllm.runners import arm_runner
 
     config = SteeringConfig.of(self.vllm_config)
     if config is not None:
-        refuse_unsupported(self.vllm_config)
+        refuse_unsupported(self.vllm_config, config)
     original(self, *args, **kwargs)
     if config is not None:
         self.saif_steering = attach(self, config)
         arm_runner(self.model_runner, self.saif_steering.step)
-
-
-def arm_runner(runner: Any, step: Any) -> None:
-    """Fill ``step`` before every forward of a V1 or V2 model runner.
-
-    Raises:
-        RuntimeError: a seam is not as expected.
-    """
-    if hasattr(runner, "model_state"):
-        _arm_v2(runner.model_state, step)
-    else:
-        _arm_v1(runner, step)
-
-
-def _arm_v1(runner: Any, step: Any) -> None:
-    parameters = ("self", "scheduler_output", "num_scheduled_tokens")
-    _check_signature(type(runner), "_prepare_inputs", parameters)
-    for name in ("input_batch", "requests", "query_start_loc", "positions", "get_model"):
-        if not hasattr(runner, name):
-            raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
-    original = runner._prepare_inputs
-
-    def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        result = original(scheduler_output, num_scheduled_tokens)
-        states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
-        step.begin_step(
-            batch=[
-                getattr(state, "saif_request", None) or _batch_request(state) for state in states
-            ],
-            # On the device: the host's copies are upper bounds under asynchronous scheduling.
-            query_start_loc=runner.query_start_loc.gpu[: len(states) + 1],
-            positions=runner.positions,
-            n_tokens=scheduler_output.total_num_scheduled_tokens,
-        )
-        return result
-
-    runner._prepare_inputs = prepare_inputs
-
-
-def _batch_request(state: Any) -> Any:
-    """The one ``BatchRequest`` of a V1 request, left on its state, which lives as long."""
-    from saif_vllm.tables import BatchRequest
-
-    state.saif_request = BatchRequest(
-        state.req_id, _extra_args(state.sampling_params), state.num_prompt_tokens
-    )
-    return state.saif_request
-
-
-def _arm_v2(state: Any, step: Any) -> None:
-    from saif_vllm.tables import BatchRequest
-
-    cls = type(state)
-    _check_signature(cls, "add_request", ("self", "req_index", "new_req_data"))
-    _check_signature(cls, "remove_request", ("self", "req_id"))
-    _check_signature(cls, "prepare_inputs", ("self", "input_batch", "req_states"))
-    original_add, original_remove = state.add_request, state.remove_request
-    original_prepare = state.prepare_inputs
-    requests: dict[str, BatchRequest] = {}
-
-    def add_request(req_index: int, new_req_data: Any) -> None:
-        original_add(req_index, new_req_data)
-        requests[new_req_data.req_id] = BatchRequest(
-            new_req_data.req_id,
-            _extra_args(new_req_data.sampling_params),
-            new_req_data.prompt_len,
-        )
-
-    def remove_request(req_id: str) -> None:
-        original_remove(req_id)
-        requests.pop(req_id, None)
-
-    def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
-        result = original_prepare(input_batch, req_states)
-        step.begin_step(
-            batch=[
-                # Only a dummy batch has ids that the runner does not know: unsteered.
-                requests[name]
-                if name in req_states.req_id_to_index
-                else BatchRequest(name, None, 0)
-                for name in input_batch.req_ids
-            ],
-            query_start_loc=input_batch.query_start_loc[: input_batch.num_reqs + 1],
-            positions=input_batch.positions,
-            n_tokens=input_batch.num_tokens_after_padding,
-        )
-        return result
-
-    state.add_request, state.remove_request = add_request, remove_request
-    state.prepare_inputs = prepare_inputs
-
-
-def _extra_args(params: Any) -> Any:
-    return None if params is None else params.extra_args

@@ -5,10 +5,15 @@ Subclass :class:`SaifWorkerExtension` for an extension of your own; vLLM takes o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from saif_fast.slots import Placement
+from saif_kernels import LatentEdits
 from saif_vllm import canary, seams
-from saif_vllm.tables import Steering
+from saif_vllm.steering import Steering
 
 seams.require_armed()
 seams.arm_worker()
@@ -19,8 +24,8 @@ class SaifWorkerExtension:
 
     saif_steering: Steering
 
-    def saif_check_start(self: Any) -> list[str]:
-        """Run the canary; content hashes of the sets that are loaded.
+    def saif_check_start(self: Any) -> None:
+        """Run the canary.
 
         Raises:
             RuntimeError: the model is not steered.
@@ -28,4 +33,13 @@ class SaifWorkerExtension:
         if not hasattr(self, "saif_steering"):
             raise RuntimeError("the model was loaded without steering: a worker went past the seam")
         canary.check(self.saif_steering, self.model_runner)
-        return sorted(self.saif_steering.step.slots)
+
+    def saif_write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
+        """Load a set."""
+        self.saif_steering.write(placement, compiled)
+
+    def saif_report(self) -> list[dict[str, Any]]:
+        """What was done for each request, as :class:`~saif_vllm.proof.RequestReport` has it."""
+        step = self.saif_steering.step
+        step.end()
+        return [msgspec.to_builtins(found) for found in step.proof.report()]

@@ -2,10 +2,12 @@
 
 A hooked layer's sets live in a :class:`SteeringBank`, what each request asks for in a
 :class:`RequestRows`; :func:`prepare_steps` turns positions into one row id and one scale per
-token, and :func:`steer_` edits the residual stream in place.
+token, and :func:`steer_` edits the residual stream in place. :func:`tally_steps` adds up in a
+:class:`Tally` what was steered, and by how much.
 """
 
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
+from saif_kernels._steer_dose import DOSE_PARTS
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm
 from saif_kernels.bank import MAX_LATENTS, LatentEdits, SteeringBank
 from saif_kernels.encode import Sae
@@ -14,9 +16,11 @@ from saif_kernels.encode_topk import TopK, encode_topk
 from saif_kernels.rows import OPEN_STOP, RequestRows, Window
 from saif_kernels.steer import steer_
 from saif_kernels.steps import prepare_steps
+from saif_kernels.tally import Tally, tally_steps
 from saif_kernels.topk_rank import topk_rank
 
 __all__ = [
+    "DOSE_PARTS",
     "MAX_LATENTS",
     "OPEN_STOP",
     "LatentEdits",
@@ -24,6 +28,7 @@ __all__ = [
     "RequestRows",
     "Sae",
     "SteeringBank",
+    "Tally",
     "TopK",
     "Window",
     "add_steer_rms_norm",
@@ -31,5 +36,6 @@ __all__ = [
     "encode_topk",
     "prepare_steps",
     "steer_",
+    "tally_steps",
     "topk_rank",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saif_kernels._steer_dose import dose_at
 from saif_kernels._steer_token import edited, stream_at
 from saif_kernels._triton import jit, tl
 
@@ -55,10 +56,22 @@ def weighted_sum(operands, b_row):
 
 
 @jit
+def squares(
+    b_x,  # [BLOCK_T, BLOCK_D]
+    WIDTH: tl.constexpr,
+):
+    """Sums of squares of WIDTH channels each: [BLOCK_T, BLOCK_D // WIDTH] fp32."""
+    b_x = b_x.to(tl.float32)
+    b_x = tl.reshape(b_x * b_x, [b_x.shape[0], b_x.shape[1] // WIDTH, WIDTH])
+    return tl.sum(b_x, axis=2)
+
+
+@jit
 def steer_tile(
     x,
     bank,
     tokens,
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
     o_t,  # [BLOCK_T] int64
     b_row,  # [BLOCK_T] int64, of each token
     b_scale,  # [BLOCK_T] fp32, of each token
@@ -70,9 +83,14 @@ def steer_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
-    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
+    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together.
+
+    WRITE: as for ``steer_token``.
+    """
     DTYPE: tl.constexpr = x.hidden.dtype.element_ty
+    WIDTH: tl.constexpr = 128 // DTYPE.primitive_bitwidth  # channels that a thread loads at once
     o_m = tl.arange(0, BLOCK_M)
     p_slot = tokens.set_slot + lead * tokens.slot_stride + o_m
     o_slot = tl.load(p_slot, mask=o_m < M, other=-1).to(tl.int64)
@@ -93,6 +111,8 @@ def steer_tile(
     STEP_BITS: tl.constexpr = (2 * BLOCK_T + BLOCK_K) * BLOCK_D * DTYPE.primitive_bitwidth
     NUM_STAGES: tl.constexpr = 1 + 48 * 1024 * 8 // STEP_BITS  # 48 KiB on their way
     b_pre = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
+    if p_dose is not None:  # squares, added up over the steps
+        b_x2 = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
@@ -100,6 +120,10 @@ def steer_tile(
         p_W_enc = bank.W_enc + o_pool[None, :] * D + o_d[:, None]
         b_W_enc = tl.load(p_W_enc, mask=m_k[None, :] & m_d[:, None], other=0.0)
         b_pre = tl.dot(b_x, b_W_enc, b_pre, input_precision="ieee")
+        if p_dose is not None:
+            b_x2 += squares(b_x, WIDTH)
+    if p_dose is not None:
+        tl.store(dose_at(p_dose, o_t, 0) + 1, tl.sum(b_x2, axis=1), mask=m_t)
 
     p_strength = tokens.strength + b_row[:, None] * tokens.strength_stride
     m_tk, m_tm = m_t[:, None] & m_k[None, :], m_t[:, None] & m_m[None, :]
@@ -107,6 +131,8 @@ def steer_tile(
     b_strength = b_scale[:, None] * tl.load(p_strength + o_m[None, :], mask=m_tm, other=0.0)
     latents = as_operands(b_weight * edited(b_pre, bank, o_pool, m_k), DTYPE)
     vectors = as_operands(b_strength, DTYPE)
+    if p_dose is not None:
+        b_change2 = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
@@ -114,9 +140,14 @@ def steer_tile(
         b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
         p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
         b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
-        m_td = m_t[:, None] & m_d[None, :]
-        p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
-        b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
         b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
-        b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-        tl.store(p_hidden, b_steered, mask=m_td)
+        if p_dose is not None:
+            b_change2 += squares(b_change, WIDTH)
+        if WRITE:
+            m_td = m_t[:, None] & m_d[None, :]
+            p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
+            b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
+            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+            tl.store(p_hidden, b_steered, mask=m_td)
+    if p_dose is not None:
+        tl.store(dose_at(p_dose, o_t, 0), tl.sum(b_change2, axis=1), mask=m_t)

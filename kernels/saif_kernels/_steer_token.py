@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from saif_kernels._steer_dose import dose_at
 from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
 
 
@@ -70,11 +71,18 @@ def walk_blocks(d_model: int, itemsize: int) -> WalkBlocks:
 @jit
 def stream_at(x, i_t, o_d, m):
     """``x = round_dtype(hidden + residual)`` of tokens ``i_t`` (int64) at channels ``o_d``."""
-    b_x = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m, other=0.0)
+    b_hidden = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m, other=0.0)
+    return plus_residual(b_hidden, x, i_t, o_d, m)
+
+
+@jit
+def plus_residual(b_hidden, x, i_t, o_d, m):
+    """As ``stream_at``, where ``hidden`` is at hand."""
+    b_x = b_hidden
     if x.residual is not None:
         p_residual = x.residual + i_t * x.residual_stride + o_d
         b_residual = tl.load(p_residual, mask=m, other=0.0)
-        b_x = (b_x.to(tl.float32) + b_residual.to(tl.float32)).to(b_x.dtype)
+        b_x = (b_hidden.to(tl.float32) + b_residual.to(tl.float32)).to(b_hidden.dtype)
     return b_x
 
 
@@ -197,7 +205,9 @@ def steer_token(
     bank,
     tokens,
     p_partial,  # as token_partials wrote it; None where o_d is all channels
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
     i_t,  # int64
+    i_part,  # of the channels
     o_d,  # [BLOCK_D], channels to write
     m_d,  # [BLOCK_D]
     D: tl.constexpr,
@@ -205,8 +215,12 @@ def steer_token(
     N_PARTS: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
-    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written."""
+    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written.
+
+    Without WRITE hidden is left as it is, and the dose says what steering would be.
+    """
     row = tl.load(tokens.row + i_t).to(tl.int64)
     if row >= 0:
         # Loads that wait only for the row: no branch between them.
@@ -230,5 +244,10 @@ def steer_token(
             BLOCK_K,
         )
         if scale != 0:
-            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-            tl.store(p_hidden, b_steered, mask=m_d)
+            if p_dose is not None:  # x is read late: held till here, it would cost registers
+                b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+                tl.store(dose_at(p_dose, i_t, i_part), tl.sum(b_change * b_change, axis=0))
+                tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0))
+            if WRITE:
+                b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+                tl.store(p_hidden, b_steered, mask=m_d)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saif_kernels._steer_door import check_batch, from_schema
 from saif_kernels._steer_token import as_pointers, token_change, walk_blocks
 from saif_kernels._triton import jit, tl
 from saif_kernels.bank import MAX_LATENTS, SteeringBank
 from saif_kernels.rows import RequestRows
-from saif_kernels.steer import check_batch, from_schema, steer_torch_
+from saif_kernels.steer import steer_torch_
 
 
 def add_steer_rms_norm(

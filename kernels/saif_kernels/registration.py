@@ -14,6 +14,7 @@ from saif_kernels.encode_moments import encode_moments_torch, encode_moments_tri
 from saif_kernels.encode_topk import encode_topk_torch, encode_topk_triton
 from saif_kernels.steer import steer_torch_, steer_triton_
 from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
+from saif_kernels.tally import tally_steps_torch, tally_steps_triton
 from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
 
 # FRAGMENT: several modules of one process may define ops of this namespace.
@@ -23,14 +24,14 @@ LIBRARY = torch.library.Library("saif", "FRAGMENT")
 def _on_gpus(name: str, launcher: Callable[..., Any]) -> None:
     """Register a launcher. Triton launches on the current device, which may not be the tensors'."""
 
-    def launch(first: Tensor, *args: Any) -> Any:
+    def launch(first: Tensor, *args: Any, **options: Any) -> Any:
         with torch.cuda.device_of(first):
-            return launcher(first, *args)
+            return launcher(first, *args, **options)
 
     LIBRARY.impl(name, launch, "CUDA")
 
 
-def _nothing(hidden: Tensor, *args: Tensor | None) -> None:
+def _nothing(first: Tensor, *args: Tensor | None, **options: Any) -> None:
     """Fake of an op that writes in place and returns nothing."""
 
 
@@ -40,7 +41,10 @@ _TABLES = ", ".join(
     for name in (*SteeringBank._fields, "set_slot", "strength", "token_row", "token_scale")
 )
 
-LIBRARY.define(f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}) -> ()")
+LIBRARY.define(
+    f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}, *, "
+    "Tensor(b!)? dose=None, float? max_dose=None) -> ()"
+)
 LIBRARY.impl("steer_", steer_torch_, "CompositeExplicitAutograd")
 _on_gpus("steer_", steer_triton_)
 torch.library.register_fake("saif::steer_", _nothing, lib=LIBRARY)
@@ -60,11 +64,20 @@ def _add_steer_rms_norm_fake(hidden: Tensor, *args: object) -> Tensor:
 
 LIBRARY.define(
     "prepare_steps_(Tensor(a!) token_row, Tensor(b!) token_scale, Tensor query_start_loc, "
-    "Tensor request_row, Tensor positions, Tensor table) -> ()"
+    "Tensor request_row, Tensor positions, Tensor table, *, Tensor(c!)? token_fresh=None, "
+    "Tensor? counts=None) -> ()"
 )
 LIBRARY.impl("prepare_steps_", prepare_steps_torch, "CompositeExplicitAutograd")
 _on_gpus("prepare_steps_", prepare_steps_triton)
 torch.library.register_fake("saif::prepare_steps_", _nothing, lib=LIBRARY)
+
+LIBRARY.define(
+    "tally_steps_(Tensor token_row, Tensor token_fresh, Tensor(a!) dose, Tensor(b!) table, "
+    "Tensor(c!) missed) -> ()"
+)
+LIBRARY.impl("tally_steps_", tally_steps_torch, "CompositeExplicitAutograd")
+_on_gpus("tally_steps_", tally_steps_triton)
+torch.library.register_fake("saif::tally_steps_", _nothing, lib=LIBRARY)
 
 LIBRARY.define(
     "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, Tensor? threshold, int k) "

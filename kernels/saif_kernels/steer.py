@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saif_kernels._steer_door import check_batch, check_dose, from_schema
+from saif_kernels._steer_dose import DOSE_PARTS, cap_torch, capped_scale, dose_torch
 from saif_kernels._steer_tile import shared_latents, steer_tile
 from saif_kernels._steer_token import (
     WalkBlocks,
@@ -20,7 +24,6 @@ from saif_kernels.bank import MAX_LATENTS, SteeringBank
 from saif_kernels.rows import RequestRows
 
 FEW_TOKENS = 64  # up to here each token has programs of its own, beyond there are tiles
-ON_GPUS = (torch.float32, torch.bfloat16, torch.float16)
 TILE_TOKENS = 16  # the least that tl.dot takes
 _TILE = 32  # of the reference: pairs of a token and a set that share one read of the set's rows
 
@@ -32,6 +35,8 @@ def steer_(
     rows: RequestRows,
     token_row: Tensor,
     token_scale: Tensor,
+    dose: Tensor | None = None,
+    max_dose: float | None = None,
 ) -> None:
     """Steer the tokens of a batch, each with the sets of its request.
 
@@ -54,60 +59,43 @@ def steer_(
         rows: sets and strengths of each request.
         token_row: [T] int32, row of each token, -1 = untouched.
         token_scale: [T] fp32, scale of each token.
+        dose: [>= T, DOSE_PARTS, 2] fp32, or None. For every steered token (of a row, and a scale
+            other than 0) and part p of its channels, ``dose[t, p]`` becomes (sum of change**2, sum
+            of x**2), change being that of the formula in fp32, before the cast. A launch has one
+            part or DOSE_PARTS; nothing else is written.
+        max_dose: of a token, the most |change| / |x|: a longer change is multiplied by
+            ``max_dose * |x| / |change|``, with fp32 rounding, and ``dose`` is that of what is left
+            (0 where x is 0). Costs a second pass over the batch; None = no cap.
 
     Raises:
-        ValueError: a shape, stride or dtype does not fit; nothing was written.
+        ValueError: a shape, stride or dtype does not fit, or max_dose is not above 0; nothing was
+            written.
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
+    if dose is not None:
+        check_dose(dose, hidden.shape[0])
+    if max_dose is not None and not max_dose > 0:
+        raise ValueError(f"max_dose: expected a number above 0, got {max_dose}")
     torch.ops.saif.steer_(
-        hidden, residual, *bank, rows.set_slot, rows.strength, token_row, token_scale
+        hidden,
+        residual,
+        *bank,
+        rows.set_slot,
+        rows.strength,
+        token_row,
+        token_scale,
+        dose=dose,
+        max_dose=max_dose,
     )
 
 
-def check_batch(
+def steer_torch_(
     hidden: Tensor,
     residual: Tensor | None,
-    bank: SteeringBank,
-    token_row: Tensor,
-    token_scale: Tensor,
+    *tables: Tensor,
+    dose: Tensor | None = None,
+    max_dose: float | None = None,
 ) -> None:
-    """Raise ValueError unless the shapes, strides and dtypes of a batch fit."""
-    if hidden.ndim != 2 or hidden.shape[1] != bank.W_enc.shape[1]:
-        raise ValueError(
-            f"hidden: expected [tokens, {bank.W_enc.shape[1]}], got {list(hidden.shape)}"
-        )
-    if residual is not None and (residual.shape != hidden.shape or residual.dtype != hidden.dtype):
-        raise ValueError(
-            f"residual: expected {list(hidden.shape)} {hidden.dtype}, "
-            f"got {list(residual.shape)} {residual.dtype}"
-        )
-    if hidden.stride(1) != 1 or (residual is not None and residual.stride(1) != 1):
-        raise ValueError("hidden and residual: expected a token's channels next to one another")
-    dtypes = ON_GPUS if hidden.is_cuda else (*ON_GPUS, torch.float64)
-    if hidden.dtype not in dtypes or hidden.dtype != bank.W_enc.dtype:
-        raise ValueError(
-            f"hidden: expected the bank's dtype, one of {dtypes}, "
-            f"got {hidden.dtype} and a bank of {bank.W_enc.dtype}"
-        )
-    for name, table, dtype in (
-        ("token_row", token_row, torch.int32),
-        ("token_scale", token_scale, torch.float32),
-    ):
-        fits = table.ndim == 1 and table.dtype == dtype and table.is_contiguous()
-        if not fits or table.shape[0] < hidden.shape[0]:
-            raise ValueError(
-                f"{name}: expected at least [{hidden.shape[0]}] {dtype}, contiguous, "
-                f"got {list(table.shape)} {table.dtype} with strides {list(table.stride())}"
-            )
-
-
-def from_schema(tables: tuple[Tensor, ...]) -> tuple[SteeringBank, Tensor, Tensor, Tensor, Tensor]:
-    """Bank, set_slot, strength, token_row and token_scale, which a schema lists flat."""
-    *bank, set_slot, strength, token_row, token_scale = tables
-    return SteeringBank(*bank), set_slot, strength, token_row, token_scale
-
-
-def steer_torch_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> None:
     """The reference, and the implementation on CPUs; ``tables``: see :func:`from_schema`."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens = hidden.shape[0]
@@ -140,6 +128,11 @@ def steer_torch_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> No
         edit = torch.where(live & (~bank.gated[rows] | (a > 0)), edit, 0.0)
         change += (edit @ bank.W_dec[rows[:, 0]].to(accumulate))[tile, lane]
     delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
+    if max_dose is not None:
+        delta = cap_torch(delta, x, max_dose)
+    if dose is not None:
+        n_parts = steer_blocks(n_tokens, hidden.shape[1], hidden.element_size()).n_parts
+        dose[token, :n_parts] = dose_torch(delta, x, n_parts)
     hidden[token] = (chosen.to(accumulate) + delta).to(hidden.dtype)
 
 
@@ -171,7 +164,7 @@ def steer_blocks(n_tokens: int, d_model: int, itemsize: int) -> SteerBlocks:
     """Blocks for ``n_tokens`` padded tokens, by shapes alone: a CUDA graph may keep them."""
     few = n_tokens <= FEW_TOKENS
     # A program streams two rows a latent: of more than 8 KiB each, that takes it too long.
-    n_parts = 4 if few and d_model * itemsize > 8192 else 1
+    n_parts = DOSE_PARTS if few and d_model * itemsize > 8192 else 1
     part_d = -(-d_model // n_parts)
     walk = walk_blocks(part_d, itemsize)
     return SteerBlocks(
@@ -218,6 +211,7 @@ def _token_kernel(
     bank,  # SteeringBank
     tokens,  # Tokens
     p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32; None with one part
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
     D: tl.constexpr,
     M: tl.constexpr,
     N_PARTS: tl.constexpr,
@@ -225,13 +219,18 @@ def _token_kernel(
     MAX_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
     """Program (token, part): steer the part's channels of the token."""
     i_t = tl.program_id(0).to(tl.int64)
+    i_part = tl.program_id(1)
     o = tl.arange(0, BLOCK_D)
-    o_d = tl.program_id(1) * PART_D + o
+    o_d = i_part * PART_D + o
     m_d = (o < PART_D) & (o_d < D)
-    steer_token(x, bank, tokens, p_partial, i_t, o_d, m_d, D, M, N_PARTS, MAX_LATENTS, BLOCK_K)
+    steer_token(
+        x, bank, tokens, p_partial, p_dose, i_t, i_part, o_d, m_d,
+        D, M, N_PARTS, MAX_LATENTS, BLOCK_K, WRITE,
+    )  # fmt: skip
 
 
 @jit(do_not_specialize=["n_tokens"])
@@ -239,6 +238,7 @@ def _tile_kernel(
     x,  # Stream
     bank,  # SteeringBank
     tokens,  # Tokens
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
     n_tokens,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -248,6 +248,7 @@ def _tile_kernel(
     WALK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WRITE: tl.constexpr,
 ):
     """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
 
@@ -266,25 +267,31 @@ def _tile_kernel(
             if i_walker == 0:
                 if n_latents <= 16:
                     steer_tile(
-                        x, bank, tokens, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D,
+                        x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, WRITE,
                     )  # fmt: skip
                 else:
                     steer_tile(
-                        x, bank, tokens, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D,
+                        x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, WRITE,
                     )  # fmt: skip
         else:  # also constants alone: there is nothing to share but a vector
             o_d = tl.arange(0, WALK_D)
             for i in range(i_walker, BLOCK_T, tl.num_programs(1)):
                 if i_tile * BLOCK_T + i < n_tokens:
                     steer_token(
-                        x, bank, tokens, None, i_tile * BLOCK_T + i, o_d, o_d < D,
-                        D, M, 1, MAX_LATENTS, WALK_K,
+                        x, bank, tokens, None, p_dose, i_tile * BLOCK_T + i, 0, o_d, o_d < D,
+                        D, M, 1, MAX_LATENTS, WALK_K, WRITE,
                     )  # fmt: skip
 
 
-def steer_triton_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> None:
+def steer_triton_(
+    hidden: Tensor,
+    residual: Tensor | None,
+    *tables: Tensor,
+    dose: Tensor | None = None,
+    max_dose: float | None = None,
+) -> None:
     """The launcher, for fp32, bf16 and fp16: arguments as those of :func:`steer_torch_`."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens, d_model = hidden.shape
@@ -293,11 +300,12 @@ def steer_triton_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> N
         return
     blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
+    launch: Callable[..., None]
     if blocks.tile_t > 1:
-        _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
+        launch = partial(
+            _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)],
             x=x,
             bank=bank,
-            tokens=tokens,
             n_tokens=n_tokens,
             D=d_model,
             M=n_pairs,
@@ -309,25 +317,31 @@ def steer_triton_(hidden: Tensor, residual: Tensor | None, *tables: Tensor) -> N
             BLOCK_D=blocks.tile_d,
             num_warps=blocks.walk.num_warps,
         )
+    else:
+        arguments: dict[str, Any] = {
+            "x": x,
+            "bank": bank,
+            "p_partial": None,
+            "D": d_model,
+            "M": n_pairs,
+            "N_PARTS": blocks.n_parts,
+            "PART_D": blocks.part_d,
+            "MAX_LATENTS": MAX_LATENTS,
+            "BLOCK_D": blocks.walk.block_d,
+            "BLOCK_K": blocks.walk.block_k,
+            "num_warps": blocks.walk.num_warps,
+        }
+        grid = (n_tokens, blocks.n_parts)
+        if blocks.n_parts > 1:
+            shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
+            arguments["p_partial"] = hidden.new_empty(shape, dtype=torch.float32)
+            _partial_kernel[grid](**arguments, tokens=tokens)
+        launch = partial(_token_kernel[grid], **arguments)
+    if max_dose is None:
+        launch(tokens=tokens, p_dose=dose, WRITE=True)
         return
-    partial = None
-    kernels = [_token_kernel]
-    if blocks.n_parts > 1:
-        shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
-        partial = hidden.new_empty(shape, dtype=torch.float32)
-        kernels = [_partial_kernel, _token_kernel]
-    for kernel in kernels:
-        kernel[(n_tokens, blocks.n_parts)](
-            x=x,
-            bank=bank,
-            tokens=tokens,
-            p_partial=partial,
-            D=d_model,
-            M=n_pairs,
-            N_PARTS=blocks.n_parts,
-            PART_D=blocks.part_d,
-            MAX_LATENTS=MAX_LATENTS,
-            BLOCK_D=blocks.walk.block_d,
-            BLOCK_K=blocks.walk.block_k,
-            num_warps=blocks.walk.num_warps,
-        )
+    if dose is None:
+        dose = hidden.new_empty((n_tokens, DOSE_PARTS, 2), dtype=torch.float32)
+    launch(tokens=tokens, p_dose=dose, WRITE=False)
+    capped = capped_scale(dose, token_row, token_scale, max_dose, n_tokens, blocks.n_parts)
+    launch(tokens=tokens._replace(scale=capped), p_dose=None, WRITE=True)

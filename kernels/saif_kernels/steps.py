@@ -8,6 +8,7 @@ from torch import Tensor
 from saif_kernels import rows as columns
 from saif_kernels._triton import jit, tl
 from saif_kernels.rows import RequestRows
+from saif_kernels.tally import LAST, N_COUNTS
 
 # A program's tokens, and the requests it compares them with at a time: 64 registers a thread, and
 # one round of loads for a batch of 256.
@@ -22,9 +23,12 @@ def _steps_kernel(
     p_request_row,  # [n] int32
     p_positions,  # [>= query_start_loc[n]] int32 or int64
     p_table,  # [N, TABLE_STRIDE] int32, RequestRows.table
+    p_token_fresh,  # [T] int32, written; None with p_counts
+    p_counts,  # [N, COUNTS_STRIDE] int32, Tally.counts; or None
     n_tokens,
     n_requests,
     TABLE_STRIDE: tl.constexpr,
+    COUNTS_STRIDE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PROMPT_LEN: tl.constexpr = columns.PROMPT_LEN,
@@ -33,6 +37,7 @@ def _steps_kernel(
     STOP: tl.constexpr = columns.STOP,
     OMEGA: tl.constexpr = columns.OMEGA,
     POWER: tl.constexpr = columns.POWER,
+    LAST: tl.constexpr = LAST,
 ):
     """Program: BLOCK_T tokens, of whichever requests they are, so that no batch is lopsided."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -66,6 +71,10 @@ def _steps_kernel(
     b_scale = tl.where(m_steered, b_scale, 0.0)
     tl.store(p_token_scale + o_t, b_scale, mask=m_t)
     tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_row, -1), mask=m_t)
+    if p_counts is not None:
+        p_last = p_counts + b_row.to(tl.int64) * COUNTS_STRIDE + LAST
+        m_fresh = (b_scale != 0) & (b_position > tl.load(p_last, mask=m_steered, other=0))
+        tl.store(p_token_fresh + o_t, tl.where(m_fresh, b_position, -1), mask=m_t)
 
 
 def prepare_steps_triton(
@@ -75,6 +84,9 @@ def prepare_steps_triton(
     request_row: Tensor,
     positions: Tensor,
     table: Tensor,
+    *,
+    token_fresh: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     """The launcher: arguments as those of :func:`prepare_steps_torch`."""
     n_tokens = token_row.shape[0]
@@ -87,9 +99,12 @@ def prepare_steps_triton(
         p_request_row=request_row,
         p_positions=positions,
         p_table=table,
+        p_token_fresh=token_fresh,
+        p_counts=counts,
         n_tokens=n_tokens,
         n_requests=request_row.shape[0],
         TABLE_STRIDE=table.stride(0),
+        COUNTS_STRIDE=0 if counts is None else counts.stride(0),
         BLOCK_T=_BLOCK_T,
         BLOCK_N=_BLOCK_N,
     )
@@ -102,10 +117,15 @@ def prepare_steps_torch(
     request_row: Tensor,
     positions: Tensor,
     table: Tensor,
+    *,
+    token_fresh: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     """The reference of :func:`prepare_steps`, over ``table`` [N, 6 + 2 * M] int32 of the rows."""
     token_row.fill_(-1)
     token_scale.zero_()
+    if token_fresh is not None:
+        token_fresh.fill_(-1)
     n_requests = request_row.shape[0]
     if n_requests == 0:
         return
@@ -129,6 +149,10 @@ def prepare_steps_torch(
     scale = torch.where(row >= 0, scale, 0.0)
     token_scale[:n_tokens] = scale
     token_row[:n_tokens] = torch.where(scale != 0, row, -1)
+    if token_fresh is not None and counts is not None:
+        position = positions[:n_tokens].int()
+        fresh = (scale != 0) & (position > counts[:, LAST][row.clamp(min=0)])
+        token_fresh[:n_tokens] = torch.where(fresh, position, -1)
 
 
 def prepare_steps(
@@ -138,12 +162,15 @@ def prepare_steps(
     request_row: Tensor,
     positions: Tensor,
     rows: RequestRows,
+    token_fresh: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     """Fill ``token_row`` and ``token_scale`` for one step.
 
     Semantics: token t of request r (``query_start_loc[r] <= t < query_start_loc[r + 1]``) gets row
     ``request_row[r]`` and the scale of :class:`Window` at ``positions[t]``; every other token,
-    padding included, and every token whose scale is 0, gets row -1 and scale 0.
+    padding included, and every token whose scale is 0, gets row -1 and scale 0. ``token_fresh`` is
+    a steered token's position where that is beyond all that the row has counted, else -1.
 
     Everything is derived on the device from what the model itself reads: host copies of token
     counts are upper bounds under asynchronous scheduling and speculation. No value leaves the
@@ -160,6 +187,8 @@ def prepare_steps(
         positions: [>= query_start_loc[n]] int32 or int64, position of each token in its request,
             in tokens.
         rows: the request table.
+        token_fresh: [T] int32, written; given with ``counts`` or not at all.
+        counts: [N, 3] int32, of a :class:`~saif_kernels.tally.Tally` of as many rows. Read only.
 
     Raises:
         ValueError: a shape or dtype does not fit; nothing was written.
@@ -170,8 +199,17 @@ def prepare_steps(
     _check("query_start_loc", query_start_loc, n_requests + 1, torch.int32)
     _check("request_row", request_row, n_requests, torch.int32)
     _check("positions", positions, positions.shape[0], torch.int32, torch.int64)
+    if token_fresh is not None or counts is not None:
+        _check_fresh(token_fresh, counts, n_tokens, rows.table.shape[0])
     torch.ops.saif.prepare_steps_(
-        token_row, token_scale, query_start_loc, request_row, positions, rows.table
+        token_row,
+        token_scale,
+        query_start_loc,
+        request_row,
+        positions,
+        rows.table,
+        token_fresh=token_fresh,
+        counts=counts,
     )
 
 
@@ -180,4 +218,19 @@ def _check(name: str, tensor: Tensor, length: int, *dtypes: torch.dtype) -> None
         raise ValueError(
             f"{name}: expected [{length}] {' or '.join(map(str, dtypes))}, contiguous, "
             f"got {list(tensor.shape)} {tensor.dtype} of strides {tensor.stride()}"
+        )
+
+
+def _check_fresh(
+    token_fresh: Tensor | None, counts: Tensor | None, n_tokens: int, n_rows: int
+) -> None:
+    if token_fresh is None or counts is None:
+        missing = "token_fresh" if token_fresh is None else "counts"
+        raise ValueError(f"{missing}: expected token_fresh and counts or neither, got None")
+    _check("token_fresh", token_fresh, n_tokens, torch.int32)
+    fits = counts.shape == (n_rows, N_COUNTS) and counts.dtype == torch.int32
+    if not fits or counts.stride(1) != 1:
+        raise ValueError(
+            f"counts: expected [{n_rows}, {N_COUNTS}] {torch.int32}, a row's next to one another, "
+            f"got {list(counts.shape)} {counts.dtype} of strides {counts.stride()}"
         )

@@ -1,4 +1,4 @@
-"""Slots and pool rows: sharing by content, reuse after unloading, refusals that write nothing."""
+"""Slots and pool rows: sharing by content, reuse after freeing, refusals that change nothing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import torch
 
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
-from saif_fast.tables import Capacity, SteeringTables
+from saif_fast.slots import NoRoom, SetSlots
+from saif_fast.tables import Capacity, Model, SteeringTables
 
 D_MODEL = 4
+MODEL = Model((1,), D_MODEL, 2, torch.float32)
 
 
 def make_set(k: int, layer: int = 1, value: float = 1.0) -> LatentSet:
@@ -19,82 +21,106 @@ def make_set(k: int, layer: int = 1, value: float = 1.0) -> LatentSet:
     return LatentSet((tensors,), D_MODEL, 2)
 
 
+def vector(value: float, layer: int = 1) -> LatentSet:
+    return LatentSet.from_vector(torch.full((D_MODEL,), value), layer=layer, num_layers=2)
+
+
+@pytest.fixture
+def slots() -> SetSlots:
+    return SetSlots([1], max_sets=3, max_latents=8)
+
+
 @pytest.fixture
 def tables() -> SteeringTables:
     capacity = Capacity(max_sets=3, max_latents=8, max_requests=2, max_sets_per_request=2)
-    return SteeringTables([1], D_MODEL, 2, capacity, torch.float32, "cpu")
+    return SteeringTables(MODEL, capacity, "cpu")
 
 
-def test_equal_content_shares_a_slot(tables: SteeringTables) -> None:
-    assert tables.load(make_set(2)) == tables.load(make_set(2))
-    assert tables.load(make_set(2, value=2.0)) != tables.slots[make_set(2).content_hash]
+def load(slots: SetSlots, tables: SteeringTables, latent_set: LatentSet) -> int:
+    placement = slots.place(latent_set)
+    tables.write(placement, MODEL.compile(latent_set, 8))
+    return placement.slot
 
 
-def test_rows_of_different_sets_do_not_overlap(tables: SteeringTables) -> None:
-    slots = [tables.load(make_set(k, value=v)) for k, v in [(3, 1.0), (4, 2.0)]]
+def test_equal_content_is_placed_once(slots: SetSlots) -> None:
+    assert slots.place(make_set(2)) == slots.place(make_set(2))
+    assert slots.place(make_set(2, value=2.0)).slot != slots.place(make_set(2)).slot
+
+
+def test_rows_of_different_sets_do_not_overlap(slots: SetSlots, tables: SteeringTables) -> None:
+    wanted = [(3, 1.0), (4, 2.0)]
+    found = [load(slots, tables, make_set(k, value=value)) for k, value in wanted]
     bank = tables.banks[1]
-    for slot, (k, value) in zip(slots, [(3, 1.0), (4, 2.0)], strict=True):
+    for slot, (k, value) in zip(found, wanted, strict=True):
         begin = int(bank.offset[slot])
         assert int(bank.n_latents[slot]) == k
         assert (bank.W_enc[begin : begin + k] == value).all()
         assert (bank.p[begin : begin + k] == value).all()
 
 
-def test_a_hole_left_by_unloading_is_used_again(tables: SteeringTables) -> None:
+def test_a_hole_is_used_again(slots: SetSlots) -> None:
     sets = [make_set(k, value=float(i)) for i, k in enumerate((3, 2, 3), start=1)]
     for latent_set in sets:
-        tables.load(latent_set)
-    tables.unload(sets[1].content_hash)
-    slot = tables.load(make_set(2, value=9.0))
-    assert int(tables.banks[1].offset[slot]) == 3
-    assert set(tables.slots) == {s.content_hash for s in (sets[0], sets[2], make_set(2, value=9.0))}
+        slots.place(latent_set)
+    freed = slots.free(sets[1].content_hash)
+    new = make_set(2, value=9.0)
+    assert slots.place(new) == freed == (1, {1: 3})
+    assert set(slots.placed) == {s.content_hash for s in (sets[0], sets[2], new)}
+
+
+def test_what_an_earlier_set_left_in_a_slot_is_gone(
+    slots: SetSlots, tables: SteeringTables
+) -> None:
+    first, second = make_set(2), vector(3.0)
+    slot = load(slots, tables, first)
+    slots.free(first.content_hash)
+    assert load(slots, tables, second) == slot
+    assert int(tables.banks[1].n_latents[slot]) == 0
+    assert (tables.banks[1].vector[slot] == 3).all()
+
+
+def test_a_full_pool_or_no_slot_is_refused_and_nothing_changes(slots: SetSlots) -> None:
+    slots.place(make_set(5))
+    with pytest.raises(NoRoom, match="max_latents: 4 live latents do not fit in the 8 rows"):
+        slots.place(make_set(4))
+    assert len(slots.placed) == 1
+    slots.place(make_set(1, value=2.0))
+    slots.place(make_set(1, value=3.0))
+    with pytest.raises(NoRoom, match="max_sets: all 3 slots are taken"):
+        slots.place(make_set(1, value=4.0))
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "dtype", "message"),
     [
-        (make_set(9), "max_latents: 9 live latents do not fit in the 8 rows"),
-        (make_set(1, layer=0), r"edits layer 0, but the hooked layers are \[1\]"),
-        (LatentSet.from_vector(torch.ones(6), layer=1, num_layers=2), "hidden size 6"),
+        (make_set(9), torch.float32, "layer 1: expected at most 8 live latents, got 9"),
+        (make_set(1, layer=0), torch.float32, r"expected a hooked layer \(1\), got layer 0"),
+        (
+            LatentSet.from_vector(torch.ones(6), layer=1, num_layers=2),
+            torch.float32,
+            "hidden size 6",
+        ),
+        (vector(1e5), torch.float16, r"vector at layer 1: .* within torch\.float16"),
     ],
-    ids=["too-many-latents", "layer", "model"],
+    ids=["too-many-latents", "layer", "model", "dtype"],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(
-    tables: SteeringTables, bad: LatentSet, message: str
-) -> None:
+def test_what_never_fits_is_refused(bad: LatentSet, dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tables.load(bad)
-    assert not tables.slots
-    assert all(table.abs().max() == 0 for table in tables.banks[1] if table.dtype != torch.bool)
-
-
-def test_full_slots_are_refused(tables: SteeringTables) -> None:
-    for value in (1.0, 2.0, 3.0):
-        tables.load(make_set(1, value=value))
-    with pytest.raises(ValueError, match="max_sets: all 3 slots are taken"):
-        tables.load(make_set(1, value=4.0))
-
-
-def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
-    capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
-    tables = SteeringTables([0, 1], D_MODEL, 2, capacity, torch.float32, "cpu", owned=[1])
-    assert tables.load(make_set(1, layer=0)) == 0
-    assert list(tables.banks) == [1]
-    assert int(tables.banks[1].n_latents[0]) == 0
+        Model((1,), D_MODEL, 2, dtype).compile(bad, max_latents=8)
 
 
 def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
-    capacity = Capacity(max_sets=1, max_latents=100, max_requests=1, max_sets_per_request=1)
-    tables = SteeringTables([1], D_MODEL, 2, capacity, torch.float32, "cpu")
     with pytest.raises(ValueError, match="layer 1: expected at most 64 live latents, got 65"):
-        tables.load(make_set(65))
-    tables.load(make_set(64))
+        MODEL.compile(make_set(65), max_latents=100)
+    MODEL.compile(make_set(64), max_latents=100)
 
 
-def test_what_overflows_the_models_dtype_is_refused() -> None:
+def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
+    model = Model((0, 1), D_MODEL, 2, torch.float32)
     capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
-    tables = SteeringTables([1], D_MODEL, 2, capacity, torch.float16, "cpu")
-    large = LatentSet.from_vector(torch.full((D_MODEL,), 1e5), layer=1, num_layers=2)
-    with pytest.raises(ValueError, match=r"vector at layer 1: .* within torch\.float16"):
-        tables.load(large)
-    assert not tables.slots
+    tables = SteeringTables(model, capacity, "cpu", owned=[1])
+    latent_set = make_set(1, layer=0)
+    placement = SetSlots([0, 1], 1, 1).place(latent_set)
+    tables.write(placement, model.compile(latent_set, 1))
+    assert list(tables.banks) == [1]
+    assert int(tables.banks[1].n_latents[placement.slot]) == 0

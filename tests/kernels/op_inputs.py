@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import moments_arguments, rank_arguments, topk_arguments
 from steering_cases import make_case
 from steps_inputs import random_steps
+from tally_inputs import random_tally, tally_arguments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -30,11 +31,17 @@ def _add_steer_rms_norm(
     return hidden, residual, weight, 1e-6, gemma, *tables
 
 
+def _tally_steps(**step: Any) -> tuple[object, ...]:
+    token_row, tally = random_tally(**step, device=DEVICE)
+    return token_row, *tally_arguments(tally)
+
+
 OPS: dict[str, Callable[..., tuple[object, ...]]] = {
     "encode_moments": lambda **case: moments_arguments(**case, device=DEVICE),
     "encode_topk": lambda **case: topk_arguments(**case, device=DEVICE),
     "add_steer_rms_norm": _add_steer_rms_norm,
     "prepare_steps_": lambda **batch: random_steps(**batch, device=DEVICE),
     "steer_": lambda n_tokens=9, **case: make_case(n_tokens=n_tokens, **case).to(DEVICE).flat(),
+    "tally_steps_": _tally_steps,
     "topk_rank": lambda **case: rank_arguments(**case, device=DEVICE),
 }

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
+from saif_kernels.steer import steer_torch_
+
+NEAR = 1e-4  # of a threshold: there, the order of an fp32 sum may decide
 
 # (p, q, lo, gated) of every edit kind, with values of the size of an activation.
 EDITS = {
@@ -148,3 +151,27 @@ def oracle(case: Case, epsilon: float) -> Expected:
                 delta += change * bank.W_dec[i]
             result[t] += scale * strength * delta
     return Expected(result, near)
+
+
+def in_float64(case: Case) -> tuple[Tensor, Tensor]:
+    """The reference's change in float64 [T, d], and which tokens lie near a threshold [T]."""
+    x = (case.hidden if case.residual is None else case.hidden + case.residual).double()
+    bank = SteeringBank(*(t.double() if t.is_floating_point() else t for t in case.bank))
+    steered = x.clone()
+    steer_torch_(steered, None, *case._replace(bank=bank).flat()[2:])
+    used = bank.W_enc.any(1)
+    near = ((x @ bank.W_enc.T + bank.b_enc - bank.threshold).abs() < NEAR)[:, used].any(1)
+    live = (case.token_row >= 0) & (case.token_scale != 0)
+    return steered - x, near & live
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values, between NaNs that no kernel may read or write."""
+    n_tokens, d_model = x.shape
+    if layout == "contiguous":
+        return x.clone()
+    if layout == "strided":
+        buffer = x.new_full((n_tokens, 2, d_model), torch.nan)[:, 1]
+    else:
+        buffer = x.new_full((n_tokens + 5, d_model + 8), torch.nan)[2 : 2 + n_tokens, :d_model]
+    return buffer.copy_(x)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_inputs import DEVICE
 from pairwise import pairwise
-from steering_cases import EDITS, Case, make_case, random_edits
+from steering_cases import EDITS, NEAR, Case, in_float64, laid_out, make_case, random_edits
 
 import saif_kernels.steer as steer
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
@@ -19,7 +19,6 @@ TOLERANCE = {
     torch.bfloat16: (2**-8, 2**-10),  # one rounding at the store to 8 bits
     torch.float16: (2**-11, 2**-13),  # one rounding at the store to 11 bits
 }
-NEAR = 1e-4  # of a threshold: there, the order of an fp32 sum may decide
 
 FEW, MANY = "token-a-program", "tiles"
 FACTORS = {
@@ -35,18 +34,6 @@ FACTORS = {
 }
 
 
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values, between NaNs that no kernel may read or write."""
-    n_tokens, d_model = x.shape
-    if layout == "contiguous":
-        return x.clone()
-    if layout == "strided":
-        buffer = x.new_full((n_tokens, 2, d_model), torch.nan)[:, 1]
-    else:
-        buffer = x.new_full((n_tokens + 5, d_model + 8), torch.nan)[2 : 2 + n_tokens, :d_model]
-    return buffer.copy_(x)
-
-
 def run(case: Case, layout: str = "contiguous") -> torch.Tensor:
     hidden = laid_out(case.hidden, layout)
     residual = None if case.residual is None else laid_out(case.residual, layout)
@@ -57,21 +44,10 @@ def run(case: Case, layout: str = "contiguous") -> torch.Tensor:
     return hidden
 
 
-def expected(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference in float64 [T, d], and which tokens lie near a threshold [T]."""
-    x = (case.hidden if case.residual is None else case.hidden + case.residual).double()
-    bank = SteeringBank(*(t.double() if t.is_floating_point() else t for t in case.bank))
-    steered = x.clone()
-    steer.steer_torch_(steered, None, *case._replace(bank=bank).flat()[2:])
-    used = bank.W_enc.any(1)
-    near = ((x @ bank.W_enc.T + bank.b_enc - bank.threshold).abs() < NEAR)[:, used].any(1)
-    live = (case.token_row >= 0) & (case.token_scale != 0)
-    return case.hidden.double() + (steered - x), near & live
-
-
 def check(case: Case, layout: str = "contiguous") -> int:
     """Compare; returns the number of tokens left out."""
-    result, (truth, near) = run(case, layout), expected(case)
+    result, (change, near) = run(case, layout), in_float64(case)
+    truth = case.hidden.double() + change
     idle = (case.token_row < 0) | (case.token_scale == 0)
     assert torch.equal(result[idle], case.hidden[idle])
     error = (result.double() - truth)[~near] / truth.abs().max()

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saif_kernels import OPEN_STOP, RequestRows, Window, prepare_steps
+from saif_kernels import OPEN_STOP, RequestRows, Tally, Window, prepare_steps
 from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
+from saif_kernels.tally import LAST
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_inputs import DEVICE
@@ -179,6 +180,41 @@ def test_an_open_window_has_no_end(prepare: Prepare) -> None:
     assert steps.token_scale.tolist() == [1.0]
 
 
+@either
+def test_a_steered_token_beyond_what_was_counted_is_fresh(prepare: Prepare) -> None:
+    tally = Tally.allocate(2, 12, 3, DEVICE)
+    tally.counts[:, LAST] = torch.tensor([-1, 6, 9])
+    spans = [Span(0, 3, 3), Span(-1, 0, 1), Span(1, 5, 3), Span(2, 8, 2)]
+    steps = make_steps(spans, table_of(*[Window(stop=3)] * 3), n_padding=2)
+    before = tally.table.clone()
+    fresh = tally.token_fresh[:11].fill_(77)
+    prepare(*steps, token_fresh=fresh, counts=tally.counts)
+    assert steps.token_row.tolist() == [-1, 0, 0, -1, 1, 1, -1, -1, -1, -1, -1]
+    assert fresh.tolist() == [-1, 4, 5, -1, -1, -1, -1, -1, -1, -1, -1]
+    assert torch.equal(tally.table, before)
+
+
+@either
+def test_an_empty_batch_has_nothing_fresh(prepare: Prepare) -> None:
+    tally = Tally.allocate(1, 4, 1, DEVICE)
+    steps = make_steps([], table_of(WINDOWS["all"]), n_padding=4)
+    prepare(*steps, token_fresh=tally.token_fresh.fill_(77), counts=tally.counts)
+    assert tally.token_fresh.tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize(("n_requests", "n_tokens"), [(8, 1023), (600, 700)])
+def test_the_kernel_finds_the_reference_s_fresh_tokens(n_requests: int, n_tokens: int) -> None:
+    steps = random_steps(n_requests, n_tokens, DEVICE)
+    tally = Tally.allocate(1, n_tokens, n_requests, DEVICE)
+    tally.counts[:, LAST] = torch.arange(-1, n_requests - 1) % 90
+    prepare_steps_torch(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
+    expected = tally.token_fresh.clone()
+    assert 0 < (expected >= 0).sum() < (steps.token_row >= 0).sum()
+    tally.token_fresh.fill_(77)
+    prepare_steps_triton(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
+    assert torch.equal(tally.token_fresh, expected)
+
+
 def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     rows = table_of(*WINDOWS.values())
     spans = [Span(row, 2, 9) for row in range(len(WINDOWS))]
@@ -188,7 +224,12 @@ def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     launched(*direct)
     assert torch.equal(steps.token_row, direct.token_row)
     assert torch.equal(steps.token_scale, direct.token_scale)
+    tally = Tally.allocate(1, len(steps.token_row), len(WINDOWS), DEVICE)
+    fresh = {"token_fresh": tally.token_fresh, "counts": tally.counts}
+    prepare_steps(*steps[:5], rows, **fresh)
+    assert tally.token_fresh.max() == 10
     torch.library.opcheck(torch.ops.saif.prepare_steps_.default, tuple(steps))
+    torch.library.opcheck(torch.ops.saif.prepare_steps_.default, tuple(steps), fresh)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +250,28 @@ def test_misfits_are_refused_before_anything_is_written(name: str, wrong: torch.
     changed = steps._replace(**{name: wrong.to(DEVICE)})
     with pytest.raises(ValueError, match=f"{name}: expected"):
         prepare_steps(*changed[:5], rows)
+    assert (steps.token_row == 77).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("counts", None),
+        ("token_fresh", None),
+        ("token_fresh", torch.zeros(8, dtype=torch.int32)),
+        ("counts", torch.zeros(2, 3, dtype=torch.int32)),
+        ("counts", torch.zeros(1, 3)),
+        ("counts", torch.zeros(1, 2, dtype=torch.int32)),
+        ("counts", torch.zeros(1, 6, dtype=torch.int32)[:, ::2]),
+    ],
+    ids=["alone", "alone-too", "length", "rows", "dtype", "columns", "strides"],
+)
+def test_misfit_counts_are_refused(name: str, wrong: torch.Tensor | None) -> None:
+    rows, tally = table_of(Window()), Tally.allocate(1, 9, 1, DEVICE)
+    steps = make_steps([Span(0, 0, 9)], rows)
+    fresh = {"token_fresh": tally.token_fresh, "counts": tally.counts, name: wrong}
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        prepare_steps(*steps[:5], rows, **fresh)
     assert (steps.token_row == 77).all()
 
 

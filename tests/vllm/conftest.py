@@ -116,10 +116,6 @@ def bad_set_dirs(
         return LatentSet.from_vector(torch.ones(size), layer=layer, num_layers=layers)
 
     whole = SetDirectory(folder("whole", a=good)).path("a").read_bytes()
-    three = {
-        name: LatentSet.from_vector(torch.full((d_model,), 1.0 + i), layer=2, num_layers=n_layers)
-        for i, name in enumerate("abc")
-    }
     return {
         "hidden size": (folder("hidden", a=vector(32, 2, n_layers)), "hidden size 32"),
         "layer count": (folder("layers", a=vector(d_model, 2, 4)), "4 layers"),
@@ -127,9 +123,5 @@ def bad_set_dirs(
         "truncated": (folder("truncated", a=whole[:-40]), "a.safetensors: not a complete"),
         "not safetensors": (folder("text", a=b"hello, world: a set"), "a.safetensors"),
         "pickle": (folder("pickle", a=pickle.dumps({"vector": [1.0]})), "a.safetensors"),
-        "too many sets": (folder("many", **three), "max_sets: expected at least the 3 sets"),
-        "too many latents": (
-            folder("latents", a=good, b=sets["scale_last"]),
-            "max_latents: expected at least the 16 live latents",
-        ),
+        "too many latents": (folder("latents", a=good), "expected at most 4 live latents, got 8"),
     }

@@ -21,6 +21,8 @@ GOOD: dict[str, Any] = {
     "max_latents": 1024,
     "max_sets_per_request": 4,
     "max_strength": 10.0,
+    "warn_dose": None,
+    "max_dose": 0.5,
     "version": version("saif-fast"),
 }
 
@@ -38,6 +40,9 @@ GOOD: dict[str, Any] = {
         {"max_strength": 0.0},
         {"max_strength": float("inf")},
         {"max_strength": float("nan")},
+        {"max_strength": None},
+        {"warn_dose": 0},
+        {"max_dose": "high"},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,53 @@ from saif_fast.latent_set import LatentSet
 
 pytestmark = pytest.mark.engine
 
-# A prompt of some blocks of 32 tokens.
-STEPS: tuple[tuple[str, dict[str, Any] | None, str | None], ...] = (
-    ("cold", None, None),
-    ("middle", {"saif": "vector_middle"}, None),
-    ("plain_after_middle", None, None),
-    ("middle_again", {"saif": "vector_middle"}, None),
-    ("other_strength", {"saif": "vector_middle*0.5"}, None),
-    ("other_window", {"saif": "vector_middle", "saif_scope": "all"}, None),
-    ("last", {"saif": "add_last"}, None),
-    ("with_user_salt", {"saif": "vector_middle"}, "mine"),
-    ("with_user_salt_again", {"saif": "vector_middle"}, "mine"),
-    ("user_salt_last", {"saif": "add_last"}, "mine"),
+# A prompt of some blocks of 32 tokens: what is asked, with which salt, how many tokens of its KV
+# there are already. A dictionary changes the set directory.
+Step = tuple[str, dict[str, Any] | None, str | None, int]
+STEPS: tuple[Step | dict[str, str | None], ...] = (
+    ("cold", None, None, 0),
+    # Below the last layer: the prompt is everyone's, and steering begins behind its blocks.
+    ("middle", {"saif": "vector_middle"}, None, 128),
+    ("plain_after_middle", None, None, 128),
+    ("other_strength", {"saif": "vector_middle*0.5"}, None, 128),
+    # Where the prompt is steered, nothing is shared but with the like.
+    ("everywhere", {"saif": "vector_middle", "saif_scope": "all"}, None, 0),
+    ("plain_after_everywhere", None, None, 128),
+    ("everywhere_again", {"saif": "vector_middle", "saif_scope": "all"}, None, 128),
+    ("prompt_only", {"saif": "vector_middle", "saif_scope": "prompt"}, None, 128),
+    ("everywhere_weaker", {"saif": "vector_middle*0.5", "saif_scope": "all"}, None, 0),
+    ("last", {"saif": "add_last", "saif_scope": "all"}, None, 128),
+    # A user's own salt.
+    ("salted", {"saif": "vector_middle"}, "mine", 0),
+    ("salted_plain", None, "mine", 128),
+    ("salted_last", {"saif": "add_last"}, "mine", 128),
+    ("salted_everywhere", {"saif": "vector_middle", "saif_scope": "all"}, "mine", 0),
+    # The same name with other content, and back.
+    ("renamed", {"saif": "changing", "saif_scope": "all"}, None, 128),
+    {"changing": "add_middle"},
+    ("reloaded", {"saif": "changing", "saif_scope": "all"}, None, 0),
+    {"changing": "vector_middle"},
+    ("reloaded_again", {"saif": "changing", "saif_scope": "all"}, None, 128),
+)
+ASKED = {step[0]: step for step in STEPS if isinstance(step, tuple)}
+# What must be the same text, whatever the cache held.
+SAME = (
+    ("cold", "plain_after_middle", "plain_after_everywhere", "salted_plain"),
+    ("middle", "salted"),
+    ("everywhere", "everywhere_again", "salted_everywhere", "renamed", "reloaded_again"),
+)
+# Another prompt, first steered, then plain: the other order. And a longer one that begins alike.
+OTHER = (
+    ("first_everywhere", {"saif": "vector_middle", "saif_scope": "all"}, 100, 0),
+    ("first_middle", {"saif": "vector_middle"}, 100, 0),
+    ("then_plain", None, 100, 96),
+    ("longer_everywhere", {"saif": "vector_middle", "saif_scope": "all"}, 140, 96),
+    ("longer_plain", None, 140, 96),
 )
 # Two turns of a chat, each steered in this way, and how much of the first the second may reuse. Its
 # reply was steered when it was generated and is not as a part of the prompt.
 CHATS: dict[str, tuple[dict[str, Any], int]] = {
-    "steers_below_the_last_layer": ({"saif": "vector_middle"}, 0),
+    "steers_below_the_last_layer": ({"saif": "vector_middle"}, 128),
     "steers_the_last_layer": ({"saif": "add_last"}, 192),
     "steers_prompt_and_reply": ({"saif": "vector_middle*0.5", "saif_scope": "all"}, 192),
 }
@@ -57,52 +88,58 @@ def chats(hf_model: Any, sets: Mapping[str, LatentSet]) -> Chats:
 
 
 @pytest.fixture(scope="module")
-def served(set_dir: Path, chats: Chats) -> dict[str, dict[str, Any]]:
-    prompt = [token for prompt in embedded_sets.prompts(8) for token in prompt][:140]
-    batches = []
-    for _, extra_args, salt in STEPS:
-        request = {"prompt": prompt, "max_tokens": 8, "extra_args": extra_args}
-        batches.append([request if salt is None else {**request, "cache_salt": salt}])
-    batches += [[turn] for turns in chats.values() for turn in turns]
-    names = [name for name, *_ in STEPS]
-    names += [f"{name}_{turn}" for name in chats for turn in (1, 2)]
-    done = run(Job(model_path(), batches, set_dir=set_dir)).check()
-    return {name: batch[0] for name, batch in zip(names, done.batches, strict=True)}
+def own_sets(set_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set directory that may be changed."""
+    folder = tmp_path_factory.mktemp("changing")
+    shutil.copytree(set_dir, folder, dirs_exist_ok=True)
+    shutil.copy(folder / "vector_middle.safetensors", folder / "changing.safetensors")
+    return folder
 
 
-def test_a_set_below_the_last_layer_leaves_the_cache_of_others_clean(served: Any) -> None:
+@pytest.fixture(scope="module")
+def asked(chats: Chats) -> dict[str, dict[str, Any]]:
+    text = [token for prompt in embedded_sets.prompts(16) for token in prompt]
+    asked = {}
+    for name, extra_args, salt, _ in ASKED.values():
+        asked[name] = {"prompt": text[:140], "max_tokens": 8, "extra_args": extra_args}
+        asked[name] |= {} if salt is None else {"cache_salt": salt}
+    for name, extra_args, length, _ in OTHER:
+        asked[name] = {"prompt": text[7 : 7 + length], "max_tokens": 8, "extra_args": extra_args}
+    for name, turns in chats.items():
+        asked |= {f"{name}_{i}": turn for i, turn in enumerate(turns, start=1)}
+    return asked
+
+
+@pytest.fixture(scope="module")
+def served(own_sets: Path, asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    steps = [step if isinstance(step, dict) else [asked[step[0]]] for step in STEPS]
+    batches = [*steps, *([asked[name]] for name in asked if name not in ASKED)]
+    done = run(Job(model_path(), batches, set_dir=own_sets)).check()
+    return {name: batch[0] for name, batch in zip(asked, done.batches, strict=True)}
+
+
+@pytest.mark.parametrize("name", [*ASKED, *(name for name, *_ in OTHER)])
+def test_what_is_reused(name: str, served: Any) -> None:
+    expected = {step[0]: step[-1] for step in (*ASKED.values(), *OTHER)}
+    assert served[name]["cached"] == expected[name]
+
+
+def test_what_is_reused_changes_no_text(
+    served: Any, asked: Any, hf_model: Any, sets: Mapping[str, LatentSet]
+) -> None:
+    content = {**sets, "changing": sets["vector_middle"]}
     comparison = Comparison()
-    comparison.add("plain_after_middle", served["cold"], served["plain_after_middle"])
+    for name, got in served.items():
+        known = {**content, "changing": sets["add_middle"]} if name == "reloaded" else content
+        comparison.add(name, hf_reference.generate(hf_model, known, asked[name]), got)
     comparison.check(most_excused=0)
-    assert served["plain_after_middle"]["cached"] == 128  # its own blocks
 
 
-@pytest.mark.parametrize("name", ["middle", "other_strength", "other_window", "with_user_salt"])
-def test_it_shares_with_nothing_else(name: str, served: Any) -> None:
-    assert served[name]["cached"] == 0
-
-
-def test_it_shares_with_itself(served: Any) -> None:
-    assert served["middle_again"]["cached"] == 128
-    assert served["middle_again"]["tokens"] == served["middle"]["tokens"]
-    assert served["with_user_salt_again"]["cached"] == 128
-    assert served["with_user_salt"]["tokens"] == served["middle"]["tokens"]
-
-
-def test_a_set_at_the_last_layer_shares_with_everyone(served: Any) -> None:
-    assert served["last"]["cached"] == 128
-    assert served["last"]["tokens"] != served["cold"]["tokens"]
-
-
-def test_the_users_own_salt_still_separates(served: Any) -> None:
-    assert served["user_salt_last"]["cached"] == 0
-    assert served["user_salt_last"]["tokens"] == served["last"]["tokens"]
+@pytest.mark.parametrize("names", SAME, ids=lambda names: names[0])
+def test_the_same_request_gets_the_same_text(names: tuple[str, ...], served: Any) -> None:
+    assert len({tuple(served[name]["tokens"]) for name in names}) == 1
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_a_chats_second_turn(name: str, served: Any, chats: Chats) -> None:
-    comparison = Comparison()
-    for turn in (1, 2):
-        comparison.add(f"turn {turn}", chats[name][turn - 1], served[f"{name}_{turn}"])
-    comparison.check(most_excused=0)
+def test_a_chats_second_turn(name: str, served: Any) -> None:
     assert served[f"{name}_2"]["cached"] == CHATS[name][1]

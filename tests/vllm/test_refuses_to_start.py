@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 from engine_job import Job, run
 from hf_reference import Comparison
+from offered import config
 
 from saif_fast.embedded import model_path
-from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE, SteeringConfig
+from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE
 
 pytestmark = pytest.mark.engine
 
-CONFIG = SteeringConfig((1, 2), 32, 1024, 4, 10.0, version("saif-fast"))
 # What `vllm serve` gets on its command line: nothing of ours runs before vLLM does.
-FLAGS = {"additional_config": {"saif": asdict(CONFIG)}, "worker_extension_cls": EXTENSION}
+FLAGS = {
+    "additional_config": {"saif": asdict(config(version=version("saif-fast")))},
+    "worker_extension_cls": EXTENSION,
+}
 
 
 def test_plain_flags_steer(
@@ -40,9 +43,13 @@ def test_plain_flags_steer(
     [
         ("v1-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
         ("v2-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
-        ("v1-eager", "kernel_does_nothing", "canary: steering layer 1 did not change the output"),
+        (
+            "v1-eager",
+            "kernel_does_nothing",
+            "canary: a vector at layer 1 did not change",
+        ),
         ("v1-eager", "model_loads_past_the_seam", "the model was loaded without steering"),
-        # Its V2 twin needs no engine: test_seams.py.
+        # Its V2 twin needs no engine: test_runners.py.
         ("v1-eager", "runner_prepares_otherwise", "the parameters (self, scheduler_output,"),
         ("v1-eager", "core_is_not_armed", "vLLM has not loaded the plugin 'saif'"),
     ],
@@ -93,8 +100,8 @@ def test_flags_that_lack_something(change: dict[str, Any], sentence: str, set_di
 
 
 SEAMS = """
-import vllm.v1.engine.core as core, vllm.v1.engine.input_processor as front
-import vllm.v1.worker.gpu_worker as worker, vllm.version
+import importlib
+import vllm.version
 from saif_vllm import seams
 
 def refused(owner, name, value):
@@ -112,18 +119,16 @@ def refused(owner, name, value):
         raise SystemExit(f"{owner}.{name} was not missed")
     setattr(owner, name, original)
 
-other = lambda self, something_else: None
-for owner, name in (
-    (front.InputProcessor, "__init__"),
-    (front.InputProcessor, "process_inputs"),
-    (core.EngineCore, "_initialize_kv_caches"),
-    (core.EngineCore, "preprocess_add_request"),
-):
-    refused(owner, name, other)
-refused(core.EngineCore, "preprocess_add_request", None)
-refused(worker.Worker, "load_model", 3)
-refused(vllm.version, "__version_tuple__", (0, 31, 0))
-refused(vllm.version, "__version_tuple__", (0, 33, 0))
+# The model runners' are checked on the runner: test_runners.py.
+patched = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
+           and "worker.gpu." not in seam.module]
+for seam in patched:
+    owner = getattr(importlib.import_module(seam.module), seam.owner)
+    refused(owner, seam.name, lambda self, something_else: None)
+    refused(owner, seam.name, 3)
+refused(vllm.version, "__version_tuple__", (0, 23, 0))
+refused(vllm.version, "__version_tuple__", (0, 34, 0))
+print(len(patched), "patched")
 """
 
 
@@ -133,7 +138,9 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
-    assert done.stdout.count("steering supports vLLM >= 0.32, < 0.33") == 2
+    assert "EngineCore.preprocess_add_request: expected a method, got nothing" in done.stdout
+    assert done.stdout.count("steering supports vLLM") == 2
+    assert "8 patched" in done.stdout
 
 
 BAD_SETS = """
@@ -143,7 +150,7 @@ import saif_vllm
 
 for folder in sys.argv[2:]:
     try:
-        options = saif_vllm.engine_args(folder, layers=[1, 2], max_sets=2, max_latents=8)
+        options = saif_vllm.engine_args(folder, layers=[1, 2], max_latents=4)
         LLM(sys.argv[1], dtype="float32", max_model_len=512, enforce_eager=True, **options)
     except ValueError as error:
         print(f"{folder.rsplit('/', 1)[1]}: {error}")

@@ -32,7 +32,8 @@ class Job:
 
     Attributes:
         model: directory.
-        batches: of requests; see scenario.py for their keys.
+        batches: of requests; see scenario.py for their keys. Or, between two of them, what changes
+            in the set directory.
         mode: key of MODES.
         set_dir: None = plain vLLM, without our plugin.
         engine_args: for ``saif_vllm.engine_args``.
@@ -43,7 +44,7 @@ class Job:
     """
 
     model: Path
-    batches: Sequence[Sequence[Mapping[str, Any]]] = ()
+    batches: Sequence[Sequence[Mapping[str, Any]] | Mapping[str, str | None]] = ()
     mode: str = "v1-eager"
     set_dir: Path | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Served:
     v2: bool | None
     compilation: str | None
     preemptions: int
+    reports: list[dict[str, Any]]  # of saif_vllm.report
 
     def check(self) -> Served:
         assert self.returncode == 0, self.log[-6000:]
@@ -118,6 +120,7 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
             v2=result.get("v2"),
             compilation=result.get("compilation"),
             preemptions=result.get("preemptions", 0),
+            reports=result.get("reports", []),
         )
         for result in results
     ]

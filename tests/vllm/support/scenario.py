@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 
 def start(job: dict[str, Any]) -> Any:
     import vllm
@@ -22,6 +24,18 @@ def start(job: dict[str, Any]) -> Any:
 
         options |= saif_vllm.engine_args(job["set_dir"], **job["engine_args"])
     return vllm.LLM(**options)
+
+
+def change_sets(set_dir: str, change: dict[str, str | None]) -> None:
+    """Put the content of another set under a name, or take the name away (None)."""
+    for name, source in change.items():
+        file = Path(set_dir, f"{name}.safetensors")
+        if source is None:
+            file.unlink()
+        else:
+            partial = file.with_suffix(".partial")
+            partial.write_bytes(Path(set_dir, f"{source}.safetensors").read_bytes())
+            partial.replace(file)
 
 
 def serve(llm: Any, batch: list[dict[str, Any]]) -> Any:
@@ -74,13 +88,23 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     llm = start(job)
     seconds = time.perf_counter() - began
     config = llm.llm_engine.vllm_config
-    return {
+    result = {
         "seconds": seconds,
         "v2": config.use_v2_model_runner,
         "compilation": config.compilation_config.mode.name,
-        "batches": [serve(llm, batch) for batch in job["batches"]],
-        "preemptions": preemptions(llm),
+        "batches": [],
     }
+    for batch in job["batches"]:
+        if isinstance(batch, dict):
+            change_sets(job["set_dir"], batch)
+        else:
+            result["batches"].append(serve(llm, batch))
+    result["preemptions"] = preemptions(llm)
+    if job["set_dir"] is not None:
+        import saif_vllm
+
+        result["reports"] = [msgspec.to_builtins(x) for x in saif_vllm.report(llm)]
+    return result
 
 
 def main() -> None:

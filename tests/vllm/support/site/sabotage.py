@@ -26,7 +26,10 @@ def hook_does_nothing() -> None:
 def kernel_does_nothing() -> None:
     @after_import("saif_kernels.steer")
     def patch(module: Any) -> None:
-        module.steer_ = lambda *_: None
+        def steer_(hidden: Any, *_: Any, dose: Any, **__: Any) -> None:
+            dose[: len(hidden)] = 0  # and says that it did
+
+        module.steer_ = steer_
 
 
 def model_loads_past_the_seam() -> None:

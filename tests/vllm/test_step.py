@@ -1,33 +1,41 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saif_kernels import LatentEdits, RequestRows, SteeringBank, Window, prepare_steps
+from saif_kernels import LatentEdits, RequestRows, SteeringBank, Tally, Window, prepare_steps
 from saif_kernels.rows import copy_to
-from saif_vllm.attach import decoder_layers, refuse_unsupported
-from saif_vllm.op import steering_hook
+from saif_vllm.proof import Proof
 from saif_vllm.request import SetUse, Steered
-from saif_vllm.tables import BatchRequest, LayerTables, StepTables
+from saif_vllm.steering import LayerSteering
+from saif_vllm.step import BatchRequest, StepTables
 
-SLOTS = {"a" * 64: 0, "b" * 64: 1}
-MAX_REQUESTS, MAX_TOKENS = 3, 32
+SLOTS = {"a": 0, "b": 1}
+MAX_REQUESTS, MAX_TOKENS, LAYER = 3, 32, 7
+NUMBERS = itertools.count()
+
+
+def make_step(warn_dose: float | None = None) -> StepTables:
+    proof = Proof(Tally.allocate(1, MAX_TOKENS, MAX_REQUESTS, "cpu"), [LAYER], warn_dose)
+    return StepTables(RequestRows.allocate(MAX_REQUESTS, 2, "cpu"), proof, MAX_TOKENS)
 
 
 @pytest.fixture
 def step() -> StepTables:
-    return StepTables(SLOTS, RequestRows.allocate(MAX_REQUESTS + 1, 2, "cpu"), MAX_TOKENS)
+    return make_step()
 
 
 def asking(*sets: str, **window: Any) -> dict[str, object]:
-    uses = tuple(SetUse(name, name * 64, 1.0 + i) for i, name in enumerate(sets))
-    return {"saif": msgspec.to_builtins(Steered(uses, Window(**window), admitted=True))}
+    uses = tuple(
+        SetUse(name, name * 64, 1.0 + i, changes_kv=False, slot=SLOTS[name])
+        for i, name in enumerate(sets)
+    )
+    return {"saif": Steered(uses, Window(**window), "+".join(sets), next(NUMBERS))}
 
 
 A, B, BOTH = asking("a"), asking("b"), asking("a", "b")
@@ -36,19 +44,29 @@ RUNNING: dict[tuple[str, int, int], BatchRequest] = {}
 
 def request(name: str, asked: Mapping[str, object] | None, prompt_len: int) -> BatchRequest:
     """One object for one request, as the model runners' seams have it."""
-    new = BatchRequest(name, asked, prompt_len)
+    new = BatchRequest(asked, prompt_len)
     return RUNNING.setdefault((name, id(asked), prompt_len), new)
 
 
-def run(step: StepTables, *batch: tuple[str, Mapping[str, object] | None, int, range]) -> None:
-    """One step: (id, what it asks for, prompt length, positions) of each request."""
+def run(
+    step: StepTables,
+    *batch: tuple[str, Mapping[str, object] | None, int, range],
+    forward: bool = True,
+) -> None:
+    """One step: (id, what it asks for, prompt length, positions) of each request.
+
+    Its forward steers by nothing, unless there is none.
+    """
     lengths = [len(positions) for *_, positions in batch]
-    step.begin_step(
+    step.begin(
         batch=[request(name, asked, prompt_len) for name, asked, prompt_len, _ in batch],
         query_start_loc=torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32),
         positions=torch.tensor([p for *_, positions in batch for p in positions]),
         n_tokens=sum(lengths),
     )
+    if forward:
+        steered = step.token_row[: sum(lengths)] >= 0
+        step.proof.tally.dose[:, : sum(lengths), 0][:, steered] = torch.tensor([0.0, 1.0])
 
 
 def slots(step: StepTables) -> list[list[int]]:
@@ -104,10 +122,14 @@ def test_preempted_and_resumed(step: StepTables) -> None:
 
 def test_a_dummy_batch_between_steps_steers_nothing_and_harms_nothing(step: StepTables) -> None:
     run(step, ("x", A, 1, range(2)))
-    run(step, ("req_0_dummy", None, 0, range(4)))
+    step.end()
     assert slots(step) == rest(0)
+    step.end()
     run(step, ("x", A, 1, range(2, 3)))
     assert slots(step) == [[0], *rest(1)]
+    step.end()
+    (report,) = step.proof.report()
+    assert (report.planned, report.steered) == (3, 3)
 
 
 class Work(NamedTuple):
@@ -125,7 +147,7 @@ class Work(NamedTuple):
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Of begin_step, counted."""
+    """Of ``begin``, counted."""
     work = Work([], [])
 
     def launch(**arguments: Any) -> None:
@@ -136,8 +158,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         work.copies.append(host)
         copy_to(target, host)
 
-    monkeypatch.setattr("saif_vllm.tables.prepare_steps", launch)
-    monkeypatch.setattr("saif_vllm.tables.copy_to", copy)
+    monkeypatch.setattr("saif_vllm.step.prepare_steps", launch)
+    monkeypatch.setattr("saif_vllm.step.copy_to", copy)
     monkeypatch.setattr("saif_kernels.rows.copy_to", copy)
     return work
 
@@ -196,102 +218,66 @@ def test_tables_keep_their_memory(step: StepTables) -> None:
     before = {name: buffer.data_ptr() for name, buffer in step.named_buffers()}
     assert {"token_row", "token_scale", "request_rows"} <= before.keys()
     run(step, ("x", A, 1, range(2)))
-    step.force_row(step.canary_row)
+    step.force_row(0)
     step.force_row(None)
     assert {name: buffer.data_ptr() for name, buffer in step.named_buffers()} == before
     assert not step.state_dict()  # weights of a checkpoint never meet them
 
 
-def test_a_layer_steers_and_counts(step: StepTables) -> None:
+def layer_steering(step: StepTables, value: float = 1.0) -> LayerSteering:
     bank = SteeringBank.allocate(4, 2, 1, torch.float32, "cpu")
-    bank.write(0, 0, LatentEdits.empty(4)._replace(vector=torch.ones(4)))
-    layer, hidden = LayerTables(bank, step), torch.zeros(8, 4)  # three of padding
-    run(step, ("x", A, 2, range(3)), ("y", None, 1, range(2)))
-    layer.steer(hidden, torch.zeros(8, 4))
+    bank.write(0, 0, LatentEdits.empty(4)._replace(vector=torch.full((4,), value)))
+    return LayerSteering(bank, step, 0, None)
+
+
+def test_a_layer_steers_and_leaves_evidence(step: StepTables) -> None:
+    layer, hidden = layer_steering(step), torch.zeros(8, 4)  # three of padding
+    run(step, ("x", A, 2, range(3)), ("y", None, 1, range(2)), forward=False)
+    layer.steer(hidden, torch.full((8, 4), 2.0))
     assert hidden[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
-    assert int(layer.n_steered) == 0  # only the canary counts
-    step.force_row(step.canary_row)
+    assert layer.dose[:5, 0].tolist() == [[-1, -1], [4, 16], [4, 16], [-1, -1], [-1, -1]]
+    step.force_row(0)
     layer.steer(hidden, None)
-    assert int(layer.n_steered) == 8
+    assert (layer.dose[:, 0, 0] >= 0).sum() == 8
 
 
-@pytest.mark.parametrize(
-    "output",
-    [
-        (torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(3, 4)),
-        (torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)),
-        {"hidden": torch.zeros(3, 4)},
-        None,
-    ],
-    ids=["three", "batched", "dictionary", "nothing"],
-)
-def test_a_layer_that_returns_something_else_is_refused(output: object) -> None:
-    with pytest.raises(TypeError, match="does not know this model's structure"):
-        steering_hook("saif.layers.1")(nn.Identity(), (), output)
+def test_a_token_that_was_not_steered_stops_the_engine(step: StepTables) -> None:
+    run(step, ("x", A, 1, range(1)))
+    run(step, ("x", A, 1, range(1, 2)), forward=False)  # the hook is gone
+    with pytest.raises(RuntimeError, match="1 tokens that should have been steered were not"):
+        run(step, ("x", A, 1, range(2, 3)))
 
 
-def test_the_op_stays_in_the_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward_context = pytest.importorskip("vllm.forward_context")
+def test_the_report_says_what_was_done(step: StepTables) -> None:
+    layer, x, y, z = layer_steering(step, 3.0), asking("a"), asking("b"), asking("a", start=90)
 
-    def steer(hidden: Tensor, residual: Tensor | None) -> None:
-        hidden.add_(1)
+    def forward(*batch: tuple[str, Mapping[str, object] | None, int, range]) -> None:
+        run(step, *batch, forward=False)
+        layer.steer(torch.zeros(8, 4), torch.full((8, 4), 2.0))
 
-    context = SimpleNamespace(no_compile_layers={"saif.layers.0": SimpleNamespace(steer=steer)})
-    monkeypatch.setattr(forward_context, "get_forward_context", lambda: context)
-    layer = nn.Linear(4, 4)
-    layer.register_forward_hook(steering_hook("saif.layers.0"))
-    x = torch.randn(3, 4)
-    with torch.no_grad():
-        plain = nn.functional.linear(x, layer.weight, layer.bias)
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(x), plain + 1)
-
-
-def test_decoder_layers_are_found_by_structure() -> None:
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
-    model.experts = nn.ModuleList([nn.Linear(2, 2) for _ in range(4)])
-    assert decoder_layers(model, 3) is model.layers
-    model.tower = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
-    with pytest.raises(ValueError, match=r"expected one list of 3 decoder layers, got \['layers'"):
-        decoder_layers(model, 3)
-    with pytest.raises(ValueError, match=r"got \[\]"):
-        decoder_layers(model, 5)
+    forward(("x", x, 2, range(3)), ("z", z, 1, range(2)))
+    forward(("x", x, 2, range(3, 4)), ("y", y, 1, range(1)))  # z has left
+    forward(("y", y, 1, range(1, 3)))  # x too: preempted
+    forward(("x", x, 2, range(4)), ("y", y, 1, range(2, 3)))  # x resumes; y had a rejected draft
+    forward(("x", x, 2, range(4, 5)))
+    step.end()
+    first, second, last = step.proof.report()
+    assert [report.request_id for report in (first, second, last)] == ["a", "b", "a"]
+    counted = [(report.planned, report.steered) for report in (first, second, last)]
+    assert counted == [(4, 4), (3, 3), (0, 0)]
+    assert (first.dose[LAYER].mean, first.dose[LAYER].max) == (1.5, 1.5)
+    assert first.window_reached and not last.window_reached
 
 
-class CohereDecoderLayer(nn.Module):
-    pass
-
-
-class CohereEagleDecoderLayer(CohereDecoderLayer):
-    pass
-
-
-def test_a_stream_that_is_not_the_sum_of_the_outputs_is_refused() -> None:
-    model = nn.Module()
-    model.layers = nn.ModuleList([CohereEagleDecoderLayer()])
-    with pytest.raises(ValueError, match="CohereEagleDecoderLayer"):
-        decoder_layers(model, 1)
-
-
-@pytest.mark.parametrize(
-    "on",
-    ["use_ubatching", "prefill_context_parallel_size", "kv_sharing_fast_prefill", "graphs", None],
-)
-def test_engine_features_that_would_steer_wrongly_are_refused(on: str | None) -> None:
-    modes = pytest.importorskip("vllm.config").CUDAGraphMode
-    config = SimpleNamespace(
-        parallel_config=SimpleNamespace(
-            use_ubatching=on == "use_ubatching",
-            prefill_context_parallel_size=1 + (on == "prefill_context_parallel_size"),
-        ),
-        cache_config=SimpleNamespace(kv_sharing_fast_prefill=on == "kv_sharing_fast_prefill"),
-        compilation_config=SimpleNamespace(
-            cudagraph_mode=modes.FULL_AND_PIECEWISE if on == "graphs" else modes.NONE
-        ),
-    )
-    if on is None:
-        refuse_unsupported(config)
-        return
-    with pytest.raises(ValueError, match="expected off in an engine that steers"):
-        refuse_unsupported(config)
+def test_a_high_dose_is_warned_of_once_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    step = make_step(warn_dose=1.0)
+    layer = layer_steering(step, 3.0)
+    weak, strong = asking("b"), asking("a")
+    with caplog.at_level("WARNING", logger="vllm.saif"):
+        for position in range(4):
+            positions = range(position, position + 1)
+            run(step, ("s", strong, 1, positions), ("w", weak, 1, positions), forward=False)
+            layer.steer(torch.zeros(2, 4), torch.full((2, 4), 2.0))
+        step.end()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("request a (a*1): steering changes the residual stream by 1.5 times")

@@ -1,0 +1,210 @@
+"""The engine core's side: which request is served with which sets, and which sets are loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from saif_fast.slots import NoRoom, Placement, SetSlots
+from saif_kernels import LatentEdits
+from saif_vllm.catalog import Offered, SetCatalog
+from saif_vllm.request import SetUse, Steered, parse, without_keys
+
+Write = Callable[[Placement, Mapping[int, LatentEdits]], None]
+Proceed = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Asked:
+    """A steered request as the core knows it, from its coming in to its end."""
+
+    admission: Admission
+    request_id: str  # the engine's own
+    steered: Steered
+    sets: dict[str, Offered]  # by content hash
+    pinned: bool = False  # its sets are loaded and stay so
+    waited: bool = False  # for room
+
+    def release(self) -> None:
+        """The request has ended, in whatever way."""
+        self.admission.release(self)
+
+
+@dataclass(eq=False)
+class _Set:
+    """A loaded set."""
+
+    name: str
+    users: set[Asked] = field(default_factory=set)
+
+
+class Admission:
+    """Loads sets for the requests that ask for them; in the engine core, where requests really end.
+
+    A set keeps its slot as long as a request uses it: replacing or removing its file changes no
+    request that is running. Afterwards its slot is free for another set, least recently used first;
+    until then it stays loaded, if its file is still the same. A request that finds no room waits,
+    and the steered requests behind it wait too: they are served in the order they came in.
+
+    Args:
+        catalog: the sets that are offered.
+        write: puts a set into the tables of all workers.
+    """
+
+    def __init__(self, catalog: SetCatalog, write: Write) -> None:
+        config = catalog.config
+        self._catalog, self._write = catalog, write
+        self._slots = SetSlots(config.layers, config.max_sets, config.max_latents)
+        self._loaded: OrderedDict[str, _Set] = OrderedDict()  # least recently used first
+        self._line: deque[tuple[Asked, Proceed]] = deque()  # waiting for room
+        self._returning: set[Asked] = set()  # from the line, not yet added again
+        self._numbers = itertools.count()
+        self._last_layer = catalog.model.num_layers - 1
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the sets that are loaded."""
+        return [known.name for known in self._loaded.values()]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return len(self._line)
+
+    def preload(self) -> None:
+        """Load what the directory offers, as far as it fits: first requests then find it there."""
+        for name in self._catalog:
+            offered = self._catalog[name]
+            try:
+                self._load(name, offered)
+            except NoRoom:
+                return
+
+    def admit(self, request: Any) -> Asked | None:
+        """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
+
+        Its parameters then carry a :class:`Steered` in place of the user's keys. Called by the
+        core's input thread.
+
+        Raises:
+            ValueError: as :func:`~saif_vllm.request.parse`.
+        """
+        params = request.sampling_params
+        if params is None:
+            return None
+        parsed = parse(params.extra_args, self._catalog)
+        if parsed is None:
+            return None
+        asked, offered = parsed
+        uses = tuple(
+            SetUse(
+                name,
+                offered[name].latent_set.content_hash,
+                strength,
+                changes_kv=offered[name].latent_set.layers[0] < self._last_layer,
+            )
+            for name, strength in asked.sets
+        )
+        request_id = getattr(request, "external_req_id", None) or request.request_id
+        steered = Steered(uses, asked.window, request_id, next(self._numbers))
+        # Children of one request (n > 1) share the dictionary: replace it.
+        params.extra_args = {**without_keys(params.extra_args), "saif": steered}
+        sets = {found.latent_set.content_hash: found for found in offered.values()}
+        return Asked(self, request.request_id, steered, sets)
+
+    def add(self, asked: Asked, proceed: Proceed, again: Proceed) -> None:
+        """Call ``proceed`` if the request's sets are loaded or can be, else ``again`` later.
+
+        Args:
+            proceed: takes the request in.
+            again: brings it here once more, when its sets are loaded.
+        """
+        self._returning.discard(asked)
+        if asked.waited and not asked.pinned:
+            return  # aborted on its way back from the line
+        if asked.pinned or (not self._line and self._pin(asked)):
+            proceed()
+        else:
+            asked.waited = True
+            self._line.append((asked, again))
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Forget requests that wait for room, which the scheduler does not know."""
+        if not self._line and not self._returning:
+            return
+        self._line = deque(entry for entry in self._line if entry[0].request_id not in request_ids)
+        for asked in [asked for asked in self._returning if asked.request_id in request_ids]:
+            self._returning.discard(asked)
+            self.release(asked)
+
+    def release(self, asked: Asked) -> None:
+        """A request has ended, in whatever way; those that wait may go on."""
+        asked.pinned = False
+        for content_hash in asked.sets:
+            self._unpin(content_hash, asked)
+        while self._line:
+            first, again = self._line[0]
+            if not self._pin(first):
+                return
+            self._line.popleft()
+            self._returning.add(first)
+            again()
+
+    def _pin(self, asked: Asked) -> bool:
+        """Load the request's sets and keep them; False: there is no room, and none is kept."""
+        names = {use.content_hash: use.name for use in asked.steered.sets}
+        kept: list[str] = []
+        for content_hash, offered in asked.sets.items():
+            try:
+                self._place(names[content_hash], offered)
+            except NoRoom:
+                for other in kept:
+                    self._loaded[other].users.discard(asked)
+                return False
+            self._loaded[content_hash].users.add(asked)
+            kept.append(content_hash)
+        asked.pinned = True
+        placed = self._slots.placed
+        asked.steered = msgspec.structs.replace(
+            asked.steered,
+            sets=tuple(
+                msgspec.structs.replace(use, slot=placed[use.content_hash].slot)
+                for use in asked.steered.sets
+            ),
+        )
+        return True
+
+    def _place(self, name: str, offered: Offered) -> None:
+        """Load a set unless it is; sets that nobody uses make room. NoRoom: they were too few."""
+        content_hash = offered.latent_set.content_hash
+        while content_hash not in self._loaded:
+            try:
+                self._load(name, offered)
+            except NoRoom:
+                idle = next((h for h, known in self._loaded.items() if not known.users), None)
+                if idle is None:
+                    raise
+                self._unload(idle)
+        self._loaded[content_hash].name = name
+        self._loaded.move_to_end(content_hash)
+
+    def _load(self, name: str, offered: Offered) -> None:
+        content_hash = offered.latent_set.content_hash
+        if content_hash not in self._loaded:
+            self._write(self._slots.place(offered.latent_set), offered.compiled)
+            self._loaded[content_hash] = _Set(name)
+
+    def _unpin(self, content_hash: str, asked: Asked) -> None:
+        known = self._loaded[content_hash]
+        known.users.discard(asked)
+        if not known.users and not self._catalog.is_current(known.name, content_hash):
+            self._unload(content_hash)
+
+    def _unload(self, content_hash: str) -> None:
+        del self._loaded[content_hash]
+        self._slots.free(content_hash)

@@ -1,0 +1,204 @@
+"""Proof of steering: what was planned and what was done, counted on the device, request by request.
+
+Each hooked layer leaves, for every token it steered, the norms of the change and of the residual
+stream. After the step they are compared with the plan and added to the counters of the token's
+request. Nothing is read back but a flag, and nobody waits for it; a report is made when asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from saif_kernels import Tally, tally_steps
+from saif_kernels.tally import columns as tally_columns
+from saif_vllm.request import Steered
+
+logger = logging.getLogger("vllm.saif")
+_KEPT = 4096  # ended requests that can still be reported on
+
+
+class Dose(msgspec.Struct, frozen=True):
+    """``|change| / |x|`` over the steered tokens of one request at one layer."""
+
+    mean: float
+    max: float
+
+
+class RequestReport(msgspec.Struct, frozen=True):
+    """What was done for one request so far. A token counts once, however often it is computed.
+
+    Attributes:
+        request_id: the user's; requests of n > 1 outputs are as many reports.
+        admission: the number of the request in its engine.
+        sets: set names with strengths, as asked for.
+        planned: tokens inside the request's window.
+        steered: those of them that all hooked layers steered; ``planned`` unless something broke.
+        dose: by layer.
+    """
+
+    request_id: str
+    admission: int
+    sets: str
+    planned: int
+    steered: int
+    dose: dict[int, Dose]
+
+    @property
+    def window_reached(self) -> bool:
+        """Whether any token was inside the window; a generation may be shorter than its start."""
+        return self.planned > 0
+
+
+class Proof(nn.Module):
+    """Counters of the requests of a batch, and what they came to for earlier ones.
+
+    Args:
+        tally: on the device, one row for each request of a batch.
+        layers: hooked layers of this worker, in the tally's order.
+        warn_dose: relative dose above which a request is warned of; None: never.
+    """
+
+    def __init__(self, tally: Tally, layers: Sequence[int], warn_dose: float | None) -> None:
+        super().__init__()
+        self.tally, self._layers = tally, list(layers)
+        # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
+        for name in ("table", "token_fresh", "dose", "missed"):
+            self.register_buffer(name, getattr(tally, name), persistent=False)
+        self._asked: dict[int, Steered] = {}  # by row
+        # Copies on the device, by the request's number: read back when a report is asked for.
+        self._left: OrderedDict[int, tuple[Steered, Tensor]] = OrderedDict()
+        self._flags = _Flags(tally, warn_dose)
+
+    def enter(self, row: int, steered: Steered) -> None:
+        """A request takes ``row``; one that was here before goes on counting."""
+        if steered.admission in self._left:
+            self.tally.table[row].copy_(self._left.pop(steered.admission)[1])
+        else:
+            self.tally.clear(row)
+        self._flags.watch(row)
+        self._asked[row] = steered
+
+    def leave(self, row: int) -> None:
+        """The request of ``row`` is no longer in the batch: it has ended or was preempted."""
+        steered = self._asked.pop(row)
+        self._left[steered.admission] = steered, self.tally.table[row].clone()
+        if len(self._left) > _KEPT:
+            self._left.popitem(last=False)
+
+    def count(self, token_row: Tensor) -> None:
+        """Add the step that has run.
+
+        Raises:
+            RuntimeError: in this or an earlier step a token was planned and not steered.
+        """
+        tally_steps(token_row, self.tally)
+        for row, dose in self._flags.look().items():
+            steered = self._asked.get(row)
+            if steered is not None:
+                logger.warning(
+                    "request %s (%s): steering changes the residual stream by %.3g times its norm",
+                    steered.request_id,
+                    spelled(steered),
+                    dose,
+                )
+
+    def report(self) -> list[RequestReport]:
+        """Of all requests that are remembered, oldest first; waits for the device."""
+        self._flags.look(wait=True)
+        now = {x.admission: (x, self.tally.table[row]) for row, x in self._asked.items()}
+        found = [entry for _, entry in sorted({**self._left, **now}.items())]
+        if not found:
+            return []
+        saved = torch.stack([table for _, table in found]).cpu()
+        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(saved))
+        return [
+            RequestReport(
+                request_id=steered.request_id,
+                admission=steered.admission,
+                sets=spelled(steered),
+                planned=planned,
+                steered=done,
+                dose={
+                    layer: Dose(total / done if done else 0.0, most)
+                    for layer, total, most in zip(self._layers, totals, highest, strict=True)
+                },
+            )
+            for (steered, _), (planned, done, _), totals, highest in zip(
+                found, counts, dose_sum, dose_max, strict=True
+            )
+        ]
+
+
+class _Flags:
+    """What the host must hear of, without waiting for the device.
+
+    Each copy is read when it is there, and then the next is sent. The device's counts only grow, so
+    nothing is lost in between.
+    """
+
+    def __init__(self, tally: Tally, warn_dose: float | None) -> None:
+        self._tally, self._warn = tally, warn_dose
+        n_rows, device = len(tally.table), tally.missed.device
+        self._limit = torch.full((n_rows, 1), torch.inf, device=device)
+        n_flags = 1 if warn_dose is None else 1 + n_rows
+        self._host = torch.zeros(n_flags, pin_memory=device.type == "cuda")
+        self._arrived = torch.cuda.Event() if device.type == "cuda" else None
+        self._sent = False
+
+    def watch(self, row: int) -> None:
+        """Look at the dose of a row's new request."""
+        if self._warn is not None:
+            self._limit[row] = self._warn
+
+    def look(self, *, wait: bool = False) -> dict[int, float]:
+        """Doses that have passed the limit, by row, once each.
+
+        Raises:
+            RuntimeError: a token was planned and not steered.
+        """
+        found = self._read(wait)
+        if not self._sent:
+            self._send()
+            if wait or self._arrived is None:
+                found |= self._read(wait)
+        return found
+
+    def _send(self) -> None:
+        flags = self._tally.missed.float()
+        if self._warn is not None:
+            highest = self._tally.dose_max.amax(1, keepdim=True)
+            passed = highest > self._limit
+            self._limit.masked_fill_(passed, torch.inf)
+            flags = torch.cat([flags, torch.where(passed, highest, 0.0)[:, 0]])
+        self._host.copy_(flags, non_blocking=True)
+        if self._arrived is not None:
+            self._arrived.record()
+        self._sent = True
+
+    def _read(self, wait: bool) -> dict[int, float]:
+        if not self._sent:
+            return {}
+        if self._arrived is not None:
+            if wait:
+                self._arrived.synchronize()
+            elif not self._arrived.query():
+                return {}
+        self._sent = False
+        missed, *doses = self._host.tolist()
+        if missed:
+            raise RuntimeError(
+                f"{missed:.0f} tokens that should have been steered were not; the engine stops, "
+                "since what it would go on to generate is not what was asked for"
+            )
+        return {row: dose for row, dose in enumerate(doses) if dose}
+
+
+def spelled(steered: Steered) -> str:
+    """Sets and strengths as a user writes them."""
+    return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)

@@ -1,0 +1,119 @@
+"""A model runner tells the step tables of each batch before its forward: V1's and V2's way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saif_vllm.seams import (
+    V1_DUMMY_RUN,
+    V1_PREPARE,
+    V2_ADD,
+    V2_DUMMY_RUN,
+    V2_PREPARE,
+    V2_REMOVE,
+    Seam,
+)
+from saif_vllm.step import BatchRequest, StepTables
+
+_V1_STATE = ("input_batch", "requests", "query_start_loc", "positions", "get_model")
+
+
+def arm_runner(runner: Any, step: StepTables) -> None:
+    """Fill ``step`` before every forward of a V1 or V2 model runner.
+
+    Raises:
+        RuntimeError: a seam is not as expected.
+    """
+    if hasattr(runner, "model_state"):
+        _arm_v2(runner, step)
+    else:
+        _arm_v1(runner, step)
+
+
+def _arm_v1(runner: Any, step: StepTables) -> None:
+    V1_PREPARE.check(type(runner))
+    for name in _V1_STATE:
+        if not hasattr(runner, name):
+            raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
+    original = runner._prepare_inputs
+
+    def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+        result = original(scheduler_output, num_scheduled_tokens)
+        states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
+        step.begin(
+            batch=[_batch_request(state) for state in states],
+            # On the device: the host's copies are upper bounds under asynchronous scheduling.
+            query_start_loc=runner.query_start_loc.gpu[: len(states) + 1],
+            positions=runner.positions,
+            n_tokens=scheduler_output.total_num_scheduled_tokens,
+        )
+        return result
+
+    runner._prepare_inputs = prepare_inputs
+    _arm_dummy_run(runner, V1_DUMMY_RUN, step)
+
+
+def _batch_request(state: Any) -> BatchRequest:
+    """The one ``BatchRequest`` of a V1 request, left on its state, which lives as long."""
+    known: BatchRequest | None = getattr(state, "saif", None)
+    # A piece of streaming input moves the prompt's end.
+    if known is None or known.prompt_len != state.num_prompt_tokens:
+        known = state.saif = BatchRequest(
+            _extra_args(state.sampling_params), state.num_prompt_tokens
+        )
+    return known
+
+
+def _arm_v2(runner: Any, step: StepTables) -> None:
+    # NewRequestData.prompt_len is this, from vLLM 0.29 on.
+    from vllm.utils import length_from_prompt_token_ids_or_embeds as length
+
+    state = runner.model_state
+    for seam in (V2_ADD, V2_REMOVE, V2_PREPARE):
+        seam.check(type(state))
+    original_add, original_remove = state.add_request, state.remove_request
+    original_prepare = state.prepare_inputs
+    requests: dict[str, BatchRequest] = {}
+
+    def add_request(req_index: int, new_req_data: Any) -> None:
+        original_add(req_index, new_req_data)
+        requests[new_req_data.req_id] = BatchRequest(
+            _extra_args(new_req_data.sampling_params),
+            length(new_req_data.prompt_token_ids, new_req_data.prompt_embeds),
+        )
+
+    def remove_request(req_id: str) -> None:
+        original_remove(req_id)
+        requests.pop(req_id, None)
+
+    def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
+        result = original_prepare(input_batch, req_states)
+        # Only a dummy batch has ids that the runner does not know.
+        if all(name in req_states.req_id_to_index for name in input_batch.req_ids):
+            step.begin(
+                batch=[requests[name] for name in input_batch.req_ids],
+                query_start_loc=input_batch.query_start_loc[: input_batch.num_reqs + 1],
+                positions=input_batch.positions,
+                n_tokens=input_batch.num_tokens_after_padding,
+            )
+        return result
+
+    state.add_request, state.remove_request = add_request, remove_request
+    state.prepare_inputs = prepare_inputs
+    _arm_dummy_run(runner, V2_DUMMY_RUN, step)
+
+
+def _arm_dummy_run(runner: Any, seam: Seam, step: StepTables) -> None:
+    """A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing."""
+    seam.check(type(runner))
+    original = runner._dummy_run
+
+    def dummy_run(*args: Any, **kwargs: Any) -> Any:
+        step.end()
+        return original(*args, **kwargs)
+
+    runner._dummy_run = dummy_run
+
+
+def _extra_args(params: Any) -> Any:
+    return None if params is None else params.extra_args

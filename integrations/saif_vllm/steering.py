@@ -1,0 +1,75 @@
+"""All that steers in one worker, as one child module of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from saif_fast.slots import Placement
+from saif_fast.tables import SteeringTables
+from saif_kernels import LatentEdits, SteeringBank, steer_
+from saif_vllm.step import StepTables
+
+
+class LayerSteering(nn.Module):
+    """The bank of one hooked layer, and where the layer's evidence of steering goes.
+
+    Args:
+        bank: latents and vectors of all loaded sets.
+        step: the current batch.
+        index: of this layer in the step's tally.
+        max_dose: cap on ``|change| / |x|`` of a token; None: none.
+    """
+
+    def __init__(
+        self, bank: SteeringBank, step: StepTables, index: int, max_dose: float | None
+    ) -> None:
+        super().__init__()
+        self.bank, self.step, self.max_dose = bank, step, max_dose
+        self.dose: Tensor = step.proof.tally.dose[index]
+        # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
+        for name, table in bank._asdict().items():
+            self.register_buffer(name, table, persistent=False)
+
+    def steer(self, hidden: Tensor, residual: Tensor | None) -> None:
+        """Steer ``hidden`` [T, d_model] in place; called by the op."""
+        step = self.step
+        steer_(
+            hidden,
+            residual,
+            self.bank,
+            step.rows,
+            step.token_row,
+            step.token_scale,
+            dose=self.dose,
+            max_dose=self.max_dose,
+        )
+
+
+class Steering(nn.Module):
+    """Tables and step of one worker.
+
+    Args:
+        tables: of the layers that this pipeline rank owns.
+        step: the current batch.
+        max_dose: as for :class:`LayerSteering`.
+    """
+
+    def __init__(self, tables: SteeringTables, step: StepTables, max_dose: float | None) -> None:
+        super().__init__()
+        self.tables, self.step = tables, step
+        self.layers: Mapping[int, LayerSteering] = {
+            layer: LayerSteering(bank, step, i, max_dose)
+            for i, (layer, bank) in enumerate(tables.banks.items())
+        }
+        self.hooked = nn.ModuleDict({str(layer): found for layer, found in self.layers.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tables in bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
+        """Load a set; no request of a running batch uses its slot."""
+        self.tables.write(placement, compiled)

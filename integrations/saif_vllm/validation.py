@@ -1,0 +1,60 @@
+"""What the front end refuses, while a request can still be answered with HTTP 400."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from saif_fast.request import SteeringRequest
+from saif_vllm.catalog import Offered, SetCatalog
+from saif_vllm.request import parse
+
+Parsed = tuple[SteeringRequest, dict[str, Offered]]
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Turn a ValueError of ours into one that vLLM's servers answer with HTTP 400."""
+    from saif_vllm.errors import SteeringRequestError
+
+    try:
+        yield
+    except ValueError as error:
+        raise SteeringRequestError(str(error)) from error
+
+
+def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
+    """What vLLM's ``SamplingParams`` or ``PoolingParams`` ask for; None: no steering.
+
+    Raises:
+        ValueError: they ask for something that cannot be had; the message names what can.
+    """
+    from vllm.sampling_params import SamplingParams
+
+    if isinstance(params, SamplingParams):
+        return parse(params.extra_args, catalog)
+    if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
+        raise ValueError("saif: expected a generation request, got a pooling request")
+    return None
+
+
+def check_prompt(request: Any, asked: Parsed | None) -> None:
+    """Raise ValueError for a prompt that comes in pieces and is steered below the last layer.
+
+    Where such a prompt ends moves, but the KV of its first pieces stays as it was steered.
+    """
+    if asked is None or not request.resumable:
+        return
+    for name, offered in asked[1].items():
+        if offered.latent_set.layers[0] < offered.latent_set.num_layers - 1:
+            raise ValueError(
+                f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
+                f"edits layer {offered.latent_set.layers[0]}"
+            )
+
+
+def refuse_steering(request: Any) -> None:
+    """Raise ValueError for an ``EngineCoreRequest`` that asks an engine to steer that does not."""
+    params = request.sampling_params
+    parse(None if params is None else params.extra_args, None)

@@ -1,0 +1,253 @@
+"""tally_steps against its sentences, token by token; then whole steps, as an engine makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from op_inputs import DEVICE
+from steering_cases import make_case
+from steps_inputs import Span, make_steps
+from tally_inputs import random_tally, tally_arguments
+from torch import Tensor
+
+from saif_kernels import DOSE_PARTS, RequestRows, Tally, Window, prepare_steps, steer_, tally_steps
+from saif_kernels.tally import LAST, tally_steps_torch, tally_steps_triton
+
+TOLERANCE = 1e-6  # of a sum of doses: fp32 sums of up to 60 terms, in any order
+
+either = pytest.mark.parametrize(
+    "op", [tally_steps_torch, tally_steps_triton], ids=["reference", "kernel"]
+)
+Op = Callable[..., None]
+
+
+def copy_of(tally: Tally) -> Tally:
+    tables = (tally.table, tally.token_fresh, tally.dose, tally.missed)
+    return Tally(*(table.clone() for table in tables))
+
+
+def expected(token_row: Tensor, tally: Tally) -> Tally:
+    """What a step makes of a tally, as the docstring says it."""
+    after = copy_of(tally)
+    doses = torch.stack([after.dose_sum, after.dose_max]).double().tolist()
+    for t, row in enumerate(token_row.tolist()):
+        entries = tally.dose[:, t].double().tolist()
+        after.dose[:, t] = -1
+        if row < 0:
+            continue
+        steered = all(parts[0][0] != -1 for parts in entries)
+        position = int(tally.token_fresh[t])
+        after.missed += not steered
+        if position < 0:
+            continue
+        planned, n_steered, last = after.counts[row].tolist()
+        after.counts[row] = torch.tensor([planned + 1, n_steered + steered, max(last, position)])
+        if not steered:
+            continue
+        for layer, parts in enumerate(entries):
+            change2, x2 = (sum(part[i] for part in parts if part[i] != -1) for i in (0, 1))
+            dose = 0.0 if change2 == 0 else math.sqrt(change2 / x2) if x2 else math.inf
+            doses[0][row][layer] += dose
+            doses[1][row][layer] = max(doses[1][row][layer], dose)
+    after.dose_sum.copy_(torch.tensor(doses[0]))
+    after.dose_max.copy_(torch.tensor(doses[1]))
+    return after
+
+
+def check(op: Op, token_row: Tensor, tally: Tally) -> None:
+    """Counts, positions, misses and the reset exactly; doses within the tolerance."""
+    truth = expected(token_row, tally)
+    op(token_row, *tally_arguments(tally))
+    for name in ("counts", "missed", "dose", "token_fresh"):
+        assert torch.equal(getattr(tally, name), getattr(truth, name)), name
+    for name in ("dose_sum", "dose_max"):
+        doses = getattr(tally, name), getattr(truth, name)
+        torch.testing.assert_close(*doses, rtol=TOLERANCE, atol=0.0)
+
+
+@either
+@pytest.mark.parametrize("n_layers", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("n_tokens", "n_requests"), [(1, 1), (7, 3), (63, 1), (130, 20)], ids=lambda n: str(n)
+)
+def test_any_step(op: Op, n_tokens: int, n_requests: int, n_layers: int) -> None:
+    check(op, *random_tally(n_tokens, n_layers, n_requests, DEVICE))
+
+
+@either
+def test_an_empty_batch_counts_nothing(op: Op) -> None:
+    token_row, tally = random_tally(device=DEVICE)
+    check(op, token_row[:0], tally)
+
+
+@either
+def test_a_step_of_fewer_tokens_leaves_the_others(op: Op) -> None:
+    token_row, tally = random_tally(device=DEVICE)
+    check(op, token_row[:11], tally)
+
+
+def one_token(dose: Sequence[Sequence[float]]) -> Tally:
+    """A tally of one row and two layers; a fresh token's dose in part 0 of each."""
+    tally = Tally.allocate(2, 1, 1, DEVICE)
+    tally.token_fresh.zero_()
+    tally.dose[:, 0, 0] = torch.tensor(dose)
+    return tally
+
+
+@either
+def test_a_change_of_zero_has_dose_zero_and_of_a_zero_stream_dose_inf(op: Op) -> None:
+    tally = one_token([(0.0, 0.0), (4.0, 0.0)])
+    op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
+    assert tally.dose_sum.tolist() == tally.dose_max.tolist() == [[0.0, math.inf]]
+    assert tally.counts.tolist() == [[1, 1, 0]] and tally.missed.item() == 0
+
+
+@either
+def test_a_broken_stream_was_steered_and_its_dose_is_nan(op: Op) -> None:
+    tally = one_token([(math.nan, math.nan), (1.0, 4.0)])
+    op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
+    assert tally.counts.tolist() == [[1, 1, 0]] and tally.missed.item() == 0
+    for doses in (tally.dose_sum, tally.dose_max):
+        assert math.isnan(doses[0, 0]) and doses[0, 1] == 0.5
+
+
+class Engine:
+    """Steps of requests through all three ops, over ``n_layers`` hooked layers."""
+
+    def __init__(self, n_requests: int = 3, n_layers: int = 2, prompt_len: int = 4) -> None:
+        self.layers = [
+            make_case(n_tokens=1, n_requests=n_requests, seed=layer).to(DEVICE)
+            for layer in range(n_layers)
+        ]
+        self.rows = RequestRows.allocate(n_requests, 3, DEVICE)
+        for row in range(n_requests):
+            self.rows.write(row, [(0, 0.5), (1, 1.0)], prompt_len)
+        self.tally = Tally.allocate(n_layers, 64, n_requests, DEVICE)
+        self.doses: list[Tensor] = []  # [L, T] of each step, from the changes themselves
+
+    def step(self, *spans: Span, n_padding: int = 0, without: Sequence[int] = ()) -> None:
+        """One forward; the layers of ``without`` do not steer it."""
+        steps = make_steps(spans, self.rows, n_padding=n_padding)
+        n_tokens, tally = len(steps.token_row), self.tally
+        prepare_steps(
+            *steps[:5],
+            self.rows,
+            token_fresh=tally.token_fresh[:n_tokens],
+            counts=tally.counts,
+        )
+        generator = torch.Generator().manual_seed(len(self.doses))
+        doses = []
+        for layer, case in enumerate(self.layers):
+            hidden = torch.randn(n_tokens, 64, generator=generator).to(DEVICE)
+            before = hidden.double()
+            if layer not in without:
+                tables = (case.bank, self.rows, steps.token_row, steps.token_scale)
+                steer_(hidden, None, *tables, dose=tally.dose[layer])
+            doses.append((hidden.double() - before).norm(dim=1) / before.norm(dim=1))
+        self.doses.append(torch.stack(doses))
+        tally_steps(steps.token_row, tally)
+        assert (tally.dose == -1).all()
+
+
+def test_prefill_and_decode_of_several_requests() -> None:
+    engine = Engine()
+    engine.step(Span(1, 0, 4), Span(-1, 0, 2), Span(0, 0, 3), n_padding=2)
+    engine.step(Span(0, 3, 1), Span(1, 4, 1), Span(-1, 2, 1), n_padding=1)
+    engine.step(Span(1, 5, 1))
+    tally = engine.tally
+    # Of the prompt its last token is steered.
+    assert tally.counts.tolist() == [[1, 1, 3], [3, 3, 5], [0, 0, -1]]
+    assert tally.missed.item() == 0
+    first, second, third = engine.doses
+    of_request_1 = torch.stack([first[:, 3], second[:, 1], third[:, 0]])
+    close = {"rtol": 1e-4, "atol": 0.0, "check_dtype": False}
+    torch.testing.assert_close(tally.dose_sum[1], of_request_1.sum(0), **close)
+    torch.testing.assert_close(tally.dose_max[1], of_request_1.amax(0), **close)
+    torch.testing.assert_close(tally.dose_sum[0], second[:, 0], **close)
+
+
+def test_recomputed_positions_count_once() -> None:
+    engine = Engine()
+    engine.step(Span(0, 3, 1))
+    engine.step(Span(0, 4, 1))
+    engine.step(Span(0, 0, 5))  # preempted: all that was computed comes again
+    engine.step(Span(0, 0, 3))  # ... and in chunks, the second beyond what was counted
+    engine.step(Span(0, 3, 4))
+    assert engine.tally.counts[0].tolist() == [4, 4, 6]
+    torch.testing.assert_close(
+        engine.tally.dose_sum[0],
+        (engine.doses[0] + engine.doses[1]).sum(1).float() + engine.doses[4][:, 2:].sum(1).float(),
+        rtol=1e-4,
+        atol=0.0,
+    )
+
+
+def test_rejected_drafts_count_once() -> None:
+    engine = Engine()
+    engine.step(Span(0, 3, 4))  # one token and three drafts, of which two are rejected
+    engine.step(Span(0, 5, 4))
+    assert engine.tally.counts[0].tolist() == [6, 6, 8]
+    assert engine.tally.missed.item() == 0
+
+
+def test_a_layer_that_missed_a_token_is_seen() -> None:
+    engine = Engine()
+    engine.step(Span(0, 3, 1), Span(1, 3, 2))
+    engine.step(Span(0, 4, 1), Span(1, 5, 2), without=[1])
+    assert engine.tally.missed.item() == 3
+    assert engine.tally.counts.tolist() == [[2, 1, 4], [4, 2, 6], [0, 0, -1]]
+    engine.step(Span(0, 3, 2), without=[0])  # not fresh, and missed nevertheless
+    assert engine.tally.missed.item() == 5
+    assert engine.tally.counts[0].tolist() == [2, 1, 4]
+
+
+def test_a_cleared_row_begins_anew_and_leaves_the_others() -> None:
+    engine = Engine()
+    engine.step(Span(0, 3, 1), Span(1, 3, 1))
+    other = engine.tally.table[1].clone()
+    engine.tally.clear(0)
+    assert engine.tally.counts[0].tolist() == [0, 0, -1]
+    assert not engine.tally.dose_sum[0].any() and not engine.tally.dose_max[0].any()
+    assert torch.equal(engine.tally.table[1], other)
+    engine.step(Span(0, 3, 1))
+    assert engine.tally.counts[0].tolist() == [1, 1, 3]
+
+
+def test_pointers_never_change() -> None:
+    engine = Engine()
+    tally = engine.tally
+    names = ("table", "token_fresh", "dose", "missed", "counts", "dose_sum", "dose_max")
+    pointers = [getattr(tally, name).data_ptr() for name in names]
+    engine.step(Span(0, 3, 2))
+    tally.clear(0)
+    assert [getattr(tally, name).data_ptr() for name in names] == pointers
+    assert (tally.counts[:, LAST] == -1).all()
+    assert tally.nbytes == sum(getattr(tally, name).nbytes for name in names[:4])
+    assert tally.dose.shape == (2, 64, DOSE_PARTS, 2)
+
+
+@pytest.mark.parametrize(
+    "token_row",
+    [
+        torch.zeros(65, dtype=torch.int32),
+        torch.zeros(8, dtype=torch.int64),
+        torch.zeros(16, dtype=torch.int32)[::2],
+        torch.zeros(4, 2, dtype=torch.int32),
+    ],
+    ids=["too-many", "dtype", "strides", "2d"],
+)
+def test_misfits_are_refused_before_anything_is_written(token_row: Tensor) -> None:
+    tally = Tally.allocate(1, 64, 1, DEVICE)
+    with pytest.raises(ValueError, match="token_row: expected at most"):
+        tally_steps(token_row.to(DEVICE), tally)
+    assert tally.counts.tolist() == [[0, 0, -1]]
+
+
+def test_a_prompt_that_is_steered_whole_counts_its_tokens() -> None:
+    engine = Engine()
+    engine.rows.write(0, [(0, 1.0)], 4, Window(prompt=True))
+    engine.step(Span(0, 0, 4))
+    assert engine.tally.counts[0].tolist() == [4, 4, 3]

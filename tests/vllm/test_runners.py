@@ -1,0 +1,139 @@
+"""A model runner is armed where it is as expected, and refused where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from saif_vllm.runners import arm_runner
+
+
+class Runner:
+    def _dummy_run(self, num_tokens: int) -> None: ...
+
+
+class V1(Runner):
+    input_batch = requests = query_start_loc = positions = get_model = None
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> None: ...
+
+
+class V2State:
+    def add_request(self, req_index: int, new_req_data: Any) -> None: ...
+
+    def remove_request(self, req_id: str) -> None: ...
+
+    def prepare_inputs(self, input_batch: Any, req_states: Any) -> None: ...
+
+
+class V2(Runner):
+    def __init__(self, state: type[Any]) -> None:
+        self.model_state = state()
+
+
+class Step:
+    """Notes the calls of a runner."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def begin(self, **arguments: Any) -> None:
+        self.calls.append(arguments)
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+
+RUNNERS: dict[str, tuple[type[Any], Callable[[type[Any]], Any], list[str]]] = {
+    "v1": (V1, lambda cls: cls(), ["_prepare_inputs", "_dummy_run"]),
+    "v2": (V2State, V2, ["add_request", "remove_request", "prepare_inputs"]),
+}
+TABLE = list(range(9))
+
+
+@pytest.mark.parametrize("version", RUNNERS)
+def test_a_runner_as_expected_is_armed(version: str) -> None:
+    cls, runner, seams = RUNNERS[version]
+    armed, step = runner(cls), Step()
+    arm_runner(armed, step)  # type: ignore[arg-type]
+    owner = getattr(armed, "model_state", armed)
+    # What is called from now on is ours, on this runner only.
+    assert set(vars(owner)) >= set(seams)
+    armed._dummy_run(8)
+    assert step.calls == ["end"]
+
+
+@pytest.mark.parametrize(
+    ("version", "seam"), [(version, seam) for version in RUNNERS for seam in RUNNERS[version][2]]
+)
+@pytest.mark.parametrize("change", ["other_parameters", "missing"])
+def test_a_runner_that_prepares_otherwise_is_refused(version: str, seam: str, change: str) -> None:
+    cls, runner, _ = RUNNERS[version]
+    value = None if change == "missing" else lambda self, plan: None
+    found = "nothing" if change == "missing" else r"\(self, plan\)"
+    armed = runner(type("Other", (cls,), {seam: value}))
+    with pytest.raises(RuntimeError, match=rf"Other\.{seam}: expected .*, got {found}"):
+        arm_runner(armed, Step())  # type: ignore[arg-type]
+
+
+def params(saif: object) -> Any:
+    return SimpleNamespace(extra_args={"saif": saif})
+
+
+def test_v1_has_one_object_a_request_and_a_new_one_when_its_prompt_grows() -> None:
+    runner, step = V1(), Step()
+    states = {
+        name: SimpleNamespace(sampling_params=params(name), num_prompt_tokens=3) for name in "xy"
+    }
+    runner.requests, runner.input_batch = states, SimpleNamespace(req_ids=["y", "x"])
+    runner.query_start_loc, runner.positions = SimpleNamespace(gpu=TABLE), TABLE
+    arm_runner(runner, step)  # type: ignore[arg-type]
+    plan = SimpleNamespace(total_num_scheduled_tokens=7)
+    runner._prepare_inputs(plan, None)
+    runner._prepare_inputs(plan, None)
+    states["x"].num_prompt_tokens = 5  # one more piece of streaming input
+    runner._prepare_inputs(plan, None)
+    first, second, third = (call["batch"] for call in step.calls)
+    assert [request.extra_args["saif"] for request in first] == ["y", "x"]
+    assert first == second
+    assert third[0] is first[0] and third[1] is not first[1]
+    assert (first[1].prompt_len, third[1].prompt_len) == (3, 5)
+    assert step.calls[0]["query_start_loc"] == [0, 1, 2]
+    assert step.calls[0]["n_tokens"] == 7
+
+
+def new_request(name: str, sampling_params: Any) -> Any:
+    return SimpleNamespace(
+        req_id=name,
+        sampling_params=sampling_params,
+        prompt_token_ids=[1, 2, 3],
+        prompt_embeds=None,
+    )
+
+
+def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
+    runner, step = V2(V2State), Step()
+    state = runner.model_state
+    arm_runner(runner, step)  # type: ignore[arg-type]
+    for name in "xy":
+        state.add_request(0, new_request(name, params(name)))
+    known = SimpleNamespace(req_id_to_index={"x": 0, "y": 1})
+    batch = SimpleNamespace(
+        req_ids=["y", "x"],
+        query_start_loc=TABLE,
+        positions=TABLE,
+        num_reqs=2,
+        num_tokens_after_padding=8,
+    )
+    state.prepare_inputs(batch, known)
+    state.prepare_inputs(SimpleNamespace(req_ids=["dummy_0"]), known)
+    state.remove_request("y")
+    state.add_request(1, new_request("y", None))
+    state.prepare_inputs(batch, known)
+    first, second = (call["batch"] for call in step.calls)
+    assert [request.extra_args["saif"] for request in first] == ["y", "x"]
+    assert first[0].prompt_len == 3
+    assert second[1] is first[1] and second[0].extra_args is None
