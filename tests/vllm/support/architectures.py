@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,54 +33,47 @@ SHAPE = {
 }
 # As many experts as layers: their number must not tell which list of modules is the decoder's.
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model type of transformers, and how vLLM's decoder layers return the residual stream.
-
-    Attributes:
-        config: beside :data:`SHAPE`.
-        stream: name of a ``saif_vllm.structure.Stream``.
-        structure: one tensor or two, and their dimensions.
-    """
-
-    model_type: str
-    stream: str
-    config: Mapping[str, Any]
-
-    def build(self) -> Any:
-        """A model that generates as many tokens as it is asked to."""
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(self.model_type, **{**SHAPE, **self.config})
-        # Soft caps, sinks and windows: eager attention leaves out none.
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-
-
-def _slides(every: str = "sliding_attention") -> dict[str, Any]:
-    kinds = [every, "full_attention"] * N_LAYERS
-    return {"sliding_window": WINDOW, "layer_types": kinds[:N_LAYERS]}
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", "SUM", {}),
-    "mistral": Architecture("mistral", "SUM", {"sliding_window": WINDOW}),
-    "qwen2": Architecture("qwen2", "SUM", {}),
-    "qwen3": Architecture("qwen3", "SUM", {}),
-    "gemma2": Architecture("gemma2", "SUM", {**_slides(), "query_pre_attn_scalar": 32}),
-    "gemma3": Architecture("gemma3_text", "SUM", {**_slides(), "query_pre_attn_scalar": 32}),
-    "cohere": Architecture("cohere", "FIRST", {"tie_word_embeddings": True, "logit_scale": 2.0, "use_qk_norm": False}),
-    "cohere2": Architecture("cohere2", "FIRST", {"tie_word_embeddings": True, **_slides(), "logit_scale": 2.0}),
-    "stablelm": Architecture("stablelm", "FIRST", {"num_key_value_heads": 2}),
-    "exaone4": Architecture("exaone4", "FIRST", {**_slides(), "sliding_window_pattern": None}),
-    "gpt2": Architecture("gpt2", "FIRST", {}),
-    "qwen3_moe": Architecture("qwen3_moe", "SUM", {**EXPERTS, "num_experts": N_LAYERS}),
-    "mixtral": Architecture("mixtral", "SUM", {**EXPERTS, "num_local_experts": N_LAYERS}),
-    "olmoe": Architecture("olmoe", "SUM", {**EXPERTS, "num_experts": N_LAYERS, "num_key_value_heads": 2}),
-    # Through vLLM's Transformers backend: [1, tokens, d_model].
-    "gpt_neox": Architecture("gpt_neox", "FIRST", {"num_key_value_heads": 2}),
-    "phi": Architecture("phi", "FIRST", {"num_key_value_heads": 2}),
+SLIDES = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2),
 }
+COHERE = {"tie_word_embeddings": True, "logit_scale": 2.0}  # vLLM knows no untied ones
+NO_GROUPS = {"num_key_value_heads": 2}
+
+# By transformers' name of the model type: what differs from SHAPE.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Layers return two tensors, and their sum is the residual stream.
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {**SLIDES, "query_pre_attn_scalar": 32},
+    "gemma3_text": {**SLIDES, "query_pre_attn_scalar": 32},
+    "qwen3_moe": {**EXPERTS, "num_experts": N_LAYERS},
+    "mixtral": {**EXPERTS, "num_local_experts": N_LAYERS},
+    "olmoe": {**EXPERTS, **NO_GROUPS, "num_experts": N_LAYERS},
+    # Two tensors, and the first is the residual stream.
+    "cohere": COHERE,
+    "cohere2": {**COHERE, **SLIDES},
+    "exaone4": SLIDES,
+    "stablelm": NO_GROUPS,
+    # One tensor.
+    "gpt2": {},
+    # One tensor [1, tokens, d_model], through vLLM's Transformers backend.
+    "gpt_neox": NO_GROUPS,
+    "phi": NO_GROUPS,
+}
+TRANSFORMERS_BACKEND = ("gpt_neox", "phi")
+
+
+def build(model_type: str) -> Any:
+    """A random model that generates as many tokens as it is asked to."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SHAPE, **ARCHITECTURES[model_type]})
+    # Eager attention leaves out no soft cap.
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def build_sets(model: Any) -> dict[str, LatentSet]:
@@ -133,13 +123,6 @@ def requests() -> dict[str, dict[str, Any]]:
         }
         for i, (name, extra_args) in enumerate(asked.items())
     }
-
-
-def save(model: Any, folder: Path) -> Path:
-    """As a directory that vLLM serves, by the class that transformers knows it by."""
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    return folder
 
 
 def _norms(model: Any) -> dict[int, float]:

@@ -78,7 +78,7 @@ def run(job: Job, timeout: float = 400) -> Served:
 
 
 def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
-    """Run jobs that differ in model, sets and arguments only, in one process that imports vLLM once.
+    """Run jobs that differ in model, sets and arguments in one process, which imports vLLM once.
 
     The results of those that came to their end, then one of the job that did not, if any.
     """
