@@ -37,7 +37,8 @@ SLIDES = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2),
 }
-COHERE = {"tie_word_embeddings": True, "logit_scale": 2.0}  # vLLM knows no untied ones
+TIED = {"tie_word_embeddings": True}  # vLLM knows no others of these
+COHERE = {**TIED, "logit_scale": 2.0}
 NO_GROUPS = {"num_key_value_heads": 2}
 
 # By transformers' name of the model type: what differs from SHAPE.
@@ -47,14 +48,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
     "qwen2": {},
     "qwen3": {},
-    "gemma2": {**SLIDES, "query_pre_attn_scalar": 32},
-    "gemma3_text": {**SLIDES, "query_pre_attn_scalar": 32},
+    "gemma2": {**TIED, **SLIDES, "query_pre_attn_scalar": 32},
+    "gemma3_text": {**TIED, **SLIDES, "query_pre_attn_scalar": 32},
     "qwen3_moe": {**EXPERTS, "num_experts": N_LAYERS},
     "mixtral": {**EXPERTS, "num_local_experts": N_LAYERS},
     "olmoe": {**EXPERTS, **NO_GROUPS, "num_experts": N_LAYERS},
     # Two tensors, and the first is the residual stream.
     "cohere": COHERE,
-    "cohere2": {**COHERE, **SLIDES},
+    "cohere2": {**COHERE, **SLIDES, "sliding_window": 128},  # vLLM's is a token wider
     "exaone4": SLIDES,
     "stablelm": NO_GROUPS,
     # One tensor.
@@ -72,6 +73,10 @@ def build(model_type: str) -> Any:
     config = AutoConfig.for_model(model_type, **{**SHAPE, **ARCHITECTURES[model_type]})
     # Eager attention leaves out no soft cap.
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases, which begin as ones and zeros
+                parameter.add_(torch.randn_like(parameter))
     model.generation_config.eos_token_id = None
     return model
 
