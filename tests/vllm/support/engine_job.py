@@ -74,37 +74,30 @@ class Served:
 
 def run(job: Job, timeout: float = 400) -> Served:
     """Run ``job`` to its end; an engine that refuses to start is a result too."""
-    mode = MODES[job.mode]
-    options = {
-        "model": str(job.model),
-        "dtype": "float32",
-        "max_model_len": 512,
-        "max_num_batched_tokens": 512,
-        "max_num_seqs": 20,
-        "block_size": 32,  # what CPU attention wants
-        "seed": 0,
-        **mode["engine"],
-        **job.engine,
-    }
-    sites = (*mode.get("site", ()), *job.site)
+    return run_in_turn([job], timeout)[0]
+
+
+def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
+    """Run jobs that differ in model, sets and arguments in one process, which imports vLLM once.
+
+    The results of those that came to their end, then one of the job that did not, if any.
+    """
+    first = jobs[0]
+    shared = [(job.mode, job.set_dir is None, job.env, job.site, job.one_process) for job in jobs]
+    assert all(one == shared[0] for one in shared)
+    sites = (*MODES[first.mode].get("site", ()), *first.site)
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(SUPPORT / "site"), env.get("PYTHONPATH")])
     )
     env["SAIF_TEST_SITE"] = " ".join(sites)
-    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if job.one_process else "1"
-    if job.set_dir is None:
+    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if first.one_process else "1"
+    if first.set_dir is None:
         env["VLLM_PLUGINS"] = "none"
-    env |= job.env
+    env |= first.env
     with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
-        content = {
-            "engine": options,
-            "set_dir": None if job.set_dir is None else str(job.set_dir),
-            "engine_args": dict(job.engine_args),
-            "batches": job.batches,
-        }
-        job_file.write_text(json.dumps(content))
+        job_file, result_file = Path(folder, "jobs.json"), Path(folder, "results.json")
+        job_file.write_text(json.dumps([_content(job) for job in jobs]))
         command = [sys.executable, str(SUPPORT / "scenario.py"), str(job_file), str(result_file)]
         done = subprocess.run(
             command,
@@ -115,14 +108,38 @@ def run(job: Job, timeout: float = 400) -> Served:
             timeout=timeout,
             check=False,
         )
-        result = json.loads(result_file.read_text()) if result_file.exists() else {}
-    return Served(
-        returncode=done.returncode,
-        log=done.stdout,
-        batches=result.get("batches", []),
-        seconds=result.get("seconds", 0.0),
-        v2=result.get("v2"),
-        compilation=result.get("compilation"),
-        preemptions=result.get("preemptions", 0),
-        reports=result.get("reports", []),
-    )
+        results = json.loads(result_file.read_text()) if result_file.exists() else []
+    if done.returncode != 0:
+        results.append({})
+    return [
+        Served(
+            returncode=0 if result else done.returncode,
+            log=done.stdout,
+            batches=result.get("batches", []),
+            seconds=result.get("seconds", 0.0),
+            v2=result.get("v2"),
+            compilation=result.get("compilation"),
+            preemptions=result.get("preemptions", 0),
+            reports=result.get("reports", []),
+        )
+        for result in results
+    ]
+
+
+def _content(job: Job) -> dict[str, Any]:
+    return {
+        "engine": {
+            "model": str(job.model),
+            "dtype": "float32",
+            "max_model_len": 512,
+            "max_num_batched_tokens": 512,
+            "max_num_seqs": 20,
+            "block_size": 32,  # what CPU attention wants
+            "seed": 0,
+            **MODES[job.mode]["engine"],
+            **job.engine,
+        },
+        "set_dir": None if job.set_dir is None else str(job.set_dir),
+        "engine_args": dict(job.engine_args),
+        "batches": job.batches,
+    }

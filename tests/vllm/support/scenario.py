@@ -1,6 +1,7 @@
-"""One engine in a process of its own: reads a job (JSON), serves its batches, writes what came out.
+"""Engines in a process of their own, one after the other: reads jobs (JSON), serves the batches of
+each, writes what came out.
 
-python scenario.py JOB RESULT
+python scenario.py JOBS RESULTS
 """
 
 from __future__ import annotations
@@ -82,8 +83,7 @@ def preemptions(llm: Any) -> int:
     return int(counted["vllm:num_preemptions"].value)
 
 
-def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+def run(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     llm = start(job)
     seconds = time.perf_counter() - began
@@ -104,7 +104,18 @@ def main() -> None:
         import saif_vllm
 
         result["reports"] = [msgspec.to_builtins(x) for x in saif_vllm.report(llm)]
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    jobs, results = json.loads(Path(sys.argv[1]).read_text()), []
+    for i, job in enumerate(jobs):
+        if i:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+        results.append(run(job))
+        Path(sys.argv[2]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":  # vLLM starts its processes by importing this file again
