@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig
@@ -45,6 +46,19 @@ def arm_worker() -> None:
     from vllm.v1.worker.gpu_worker import Worker
 
     _wrap(Worker, "load_model", ("self",), _load_model)
+
+
+def arm_server() -> None:
+    """Put the guard of HTTP requests into every server of this process; again is harmless.
+
+    Raises:
+        RuntimeError: the seam is not as expected.
+    """
+    # The name that vLLM's build_app looks up when it is called: whoever has imported that already.
+    from vllm.entrypoints.launchers import app
+
+    parameters = ("args", "app", "supported_tasks")
+    _wrap(app, "register_api_routers", parameters, _register_api_routers)
 
 
 def require_armed() -> None:
@@ -81,7 +95,8 @@ def _check_version() -> None:
 
 def _check_signature(owner: Any, name: str, parameters: Sequence[str]) -> Callable[..., Any]:
     function: Callable[..., Any] | None = getattr(owner, name, None)
-    where = f"{owner.__module__}.{owner.__qualname__}.{name}"
+    module = inspect.ismodule(owner)
+    where = f"{owner.__name__ if module else f'{owner.__module__}.{owner.__qualname__}'}.{name}"
     if not callable(function):
         raise RuntimeError(f"vLLM seam {where}: expected a method, got nothing")
     got = list(inspect.signature(function).parameters)
@@ -98,7 +113,7 @@ def _is_ours(function: Any) -> bool:
 
 
 def _wrap(
-    owner: type[Any], name: str, parameters: Sequence[str], around: Callable[..., Any]
+    owner: type[Any] | ModuleType, name: str, parameters: Sequence[str], around: Callable[..., Any]
 ) -> None:
     if _is_ours(getattr(owner, name, None)):
         return
@@ -121,7 +136,16 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
         require_armed()
         _check_extension(vllm_config.parallel_config.worker_extension_cls)
         self.saif_offered = OfferedSets.load(vllm_config, config)
+        arm_server()  # now: vLLM makes the front end before the application
     original(self, vllm_config, *args, **kwargs)
+
+
+def _register_api_routers(original: Any, args: Any, app: Any, *others: Any, **options: Any) -> Any:
+    from saif_vllm.http import SteeringGuard
+
+    # The first one added is the innermost: the API key is checked before, and metrics count it.
+    app.add_middleware(SteeringGuard)
+    return original(args, app, *others, **options)
 
 
 def _check_extension(name: str) -> None:
@@ -144,11 +168,14 @@ def _process_inputs(
 
     from saif_vllm.errors import SteeringRequestError
     from saif_vllm.request import refuse_streaming_input, resolve, with_steering
+    from saif_vllm.scope import check_scope
 
     sampling = isinstance(params, SamplingParams)
     extra_args = params.extra_args if sampling else getattr(params, "extra_kwargs", None)
     try:
         steered = resolve(extra_args, self.saif_offered, self.saif_config)
+        if steered is not None and sampling:
+            check_scope(steered, self.saif_offered, params.prompt_logprobs is not None)
     except ValueError as error:
         raise SteeringRequestError(str(error)) from error
     if steered is not None and not sampling:
