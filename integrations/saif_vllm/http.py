@@ -1,7 +1,7 @@
 """Requests over HTTP: what would be served unsteered, or fail in mid-stream, is refused with 400.
 
-vLLM ignores fields that it does not know, some of its routes drop ``vllm_xargs``, and it validates a
-streaming request when it has sent the status 200 already. So the body is read before vLLM does.
+vLLM ignores fields that it does not know, some of its routes drop ``vllm_xargs``, and a streaming
+request is validated when the status 200 has been sent. So bodies are read here before vLLM does.
 """
 
 from __future__ import annotations
@@ -118,13 +118,13 @@ def check_body(
         return
     if fields.get("use_beam_search"):
         raise ValueError(
-            "use_beam_search: expected false beside saif, got true: vLLM drops saif in a beam search"
+            "use_beam_search: expected false beside saif, got true: vLLM does not steer its beams"
         )
     check_scope(steered, offered, _wants_prompt_logprobs(route, fields))
 
 
 def _asks(value: object) -> bool:
-    """Whether an object has a key of ours, or has one inside of what vLLM and its clients call it."""
+    """Whether a value has a key of ours, or one inside of what vLLM calls it."""
     if not isinstance(value, dict):
         return False
     inner = (value.get(name) for name in ("vllm_xargs", "extra_args"))
@@ -180,7 +180,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     """
     try:
         return {
-            name: raw if memoryview(raw)[:1] in (b"[", b'"') else msgspec.json.decode(raw)
+            name: raw if memoryview(raw)[0] in b'["' else msgspec.json.decode(raw)
             for name, raw in _fields_decoder.decode(body).items()
         }
     except (ValueError, RecursionError):

@@ -23,9 +23,9 @@ def check_scope(steered: Steered, offered: OfferedSets, prompt_logprobs: bool) -
     """
     if prompt_logprobs and not steered.window.prompt:
         raise ValueError(
-            "saif_scope: expected 'all' or 'prompt' where log-probabilities of the prompt are asked "
-            "for (prompt_logprobs, or echo with logprobs), got 'generated': they would be the "
-            "unsteered model's"
+            "saif_scope: expected 'all' or 'prompt' where log-probabilities of the prompt are "
+            "asked for (prompt_logprobs, or echo with logprobs), got 'generated': they would be "
+            "the unsteered model's"
         )
     if prompt_logprobs or steered.window != _PROMPT_ONLY:
         return

@@ -40,7 +40,7 @@ class OneSentence(TyperGroup):
 
 
 class WithIntegrations(OneSentence):
-    """Has the commands of the group ``saif_fast.commands`` too; each is loaded when it is needed."""
+    """Has the commands of the group ``saif_fast.commands`` too, each loaded when it is needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(_integrations())]
