@@ -15,7 +15,7 @@ import msgspec
 from saif_fast.request import REQUEST_KEYS, check_keys
 from saif_vllm.config import SteeringConfig
 from saif_vllm.request import resolve
-from saif_vllm.scope import check_scope
+from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 from saif_vllm.sets import OfferedSets
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -146,9 +146,8 @@ def _misplaced(key: str, where: str, route: str, offered: OfferedSets) -> str:
 
 
 def _wants_prompt_logprobs(route: str, fields: Mapping[str, Any]) -> bool:
-    if ROUTES[route] == _EXTRA_ARGS:
-        return fields["sampling_params"].get("prompt_logprobs") is not None
-    if fields.get("prompt_logprobs") is not None:
+    given = fields["sampling_params"] if ROUTES[route] == _EXTRA_ARGS else fields
+    if any(given.get(name) is not None for name in PROMPT_LOGPROBS):
         return True
     # In a chat vLLM takes top_logprobs, which is 0 unless given, for both.
     return bool(fields.get("echo")) and ("messages" in fields or fields.get("logprobs") is not None)

@@ -6,6 +6,8 @@ from saif_kernels import Window
 from saif_vllm.request import Steered
 from saif_vllm.sets import OfferedSets
 
+# Fields of SamplingParams; vLLM's other prompt_logprob fields only refine them.
+PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_logprob_token_ids")
 _PROMPT_ONLY = Window(prompt=True, start=0, stop=1)  # ``saif_scope="prompt"``
 
 

@@ -168,14 +168,15 @@ def _process_inputs(
 
     from saif_vllm.errors import SteeringRequestError
     from saif_vllm.request import refuse_streaming_input, resolve, with_steering
-    from saif_vllm.scope import check_scope
+    from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
     sampling = isinstance(params, SamplingParams)
     extra_args = params.extra_args if sampling else getattr(params, "extra_kwargs", None)
     try:
         steered = resolve(extra_args, self.saif_offered, self.saif_config)
         if steered is not None and sampling:
-            check_scope(steered, self.saif_offered, params.prompt_logprobs is not None)
+            scores = any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
+            check_scope(steered, self.saif_offered, scores)
     except ValueError as error:
         raise SteeringRequestError(str(error)) from error
     if steered is not None and not sampling:

@@ -149,6 +149,11 @@ BAD: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"sampling_params": {"prompt_logprobs": 1, "extra_args": {"saif": "add_last"}}},
         ("the unsteered model's",),
     ),
+    "tokens_logprob_ids": (
+        GENERATE,
+        {"sampling_params": {"prompt_logprob_token_ids": [[1]], "extra_args": XARGS["vllm_xargs"]}},
+        ("the unsteered model's",),
+    ),
     **{
         route: (route, XARGS, (f"{route} cannot be steered", "/v1/chat/completions"))
         for route, place in ROUTES.items()

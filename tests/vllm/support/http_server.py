@@ -10,11 +10,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "saif_fast.cli", "serve")
+VLLMS_OWN = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 ENGINE = (
     *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "20", "--seed", "0"),
     *("--block-size", "32", "--enforce-eager"),  # 32 is what CPU attention wants
@@ -30,14 +31,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(*arguments: str | Path, timeout: float = 240) -> Iterator[str]:
+def server(
+    *arguments: str | Path,
+    command: Sequence[str] = COMMAND,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> Iterator[str]:
     """Yield the address of a server that answers; on exit it has ended, its engine too."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [*COMMAND, *arguments, *ENGINE, "--host", "127.0.0.1", "--port", str(port)]
+    words = [*command, *arguments, *ENGINE, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [str(word) for word in command], env=environment(), stdout=log, stderr=log
+            [str(word) for word in words],
+            env={**environment(), **(env or {})},
+            stdout=log,
+            stderr=log,
         )
         try:
             _wait(process, address, timeout)
