@@ -8,6 +8,7 @@ from typing import Any
 
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.request import Parsed, parse
+from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
 
 @contextmanager
@@ -30,7 +31,11 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     from vllm.sampling_params import SamplingParams
 
     if isinstance(params, SamplingParams):
-        return parse(params.extra_args, catalog)
+        asked = parse(params.extra_args, catalog)
+        if asked is not None:
+            scores = any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
+            check_scope(asked, scores)
+        return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")
     return None

@@ -123,6 +123,8 @@ def refused(owner, name, value):
 patched = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
            and "worker.gpu." not in seam.module]
 for seam in patched:
+    if seam is seams.SERVE_ROUTERS:
+        continue  # with the first front end that steers: test_http.py
     owner = getattr(importlib.import_module(seam.module), seam.owner)
     refused(owner, seam.name, lambda self, something_else: None)
     refused(owner, seam.name, 3)
@@ -138,7 +140,7 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
-    assert "EngineCore.preprocess_add_request: expected a method, got nothing" in done.stdout
+    assert "EngineCore.preprocess_add_request: expected a function, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
     assert "8 patched" in done.stdout
 
