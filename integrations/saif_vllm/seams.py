@@ -54,11 +54,10 @@ def arm_server() -> None:
     Raises:
         RuntimeError: the seam is not as expected.
     """
-    # The name that vLLM's build_app looks up when it is called: whoever has imported that already.
-    from vllm.entrypoints.launchers import app
+    # What vLLM's build_app calls first, and imports only then.
+    from vllm.entrypoints import serve
 
-    parameters = ("args", "app", "supported_tasks")
-    _wrap(app, "register_api_routers", parameters, _register_api_routers)
+    _wrap(serve, "register_vllm_serve_api_routers", ("app",), _register_routers)
 
 
 def require_armed() -> None:
@@ -140,12 +139,12 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
     original(self, vllm_config, *args, **kwargs)
 
 
-def _register_api_routers(original: Any, args: Any, app: Any, *others: Any, **options: Any) -> Any:
+def _register_routers(original: Any, app: Any) -> None:
     from saif_vllm.http import SteeringGuard
 
     # The first one added is the innermost: the API key is checked before, and metrics count it.
     app.add_middleware(SteeringGuard)
-    return original(args, app, *others, **options)
+    original(app)
 
 
 def _check_extension(name: str) -> None:

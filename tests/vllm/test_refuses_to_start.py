@@ -95,7 +95,7 @@ def test_flags_that_lack_something(change: dict[str, Any], sentence: str, set_di
 SEAMS = """
 import vllm.v1.engine.core as core, vllm.v1.engine.input_processor as front
 import vllm.v1.worker.gpu_worker as worker, vllm.version
-import vllm.entrypoints.launchers.app as app
+import vllm.entrypoints.serve as serve
 from saif_vllm import seams
 
 def refused(owner, name, value):
@@ -124,7 +124,7 @@ for owner, name in (
     refused(owner, name, other)
 refused(core.EngineCore, "preprocess_add_request", None)
 refused(worker.Worker, "load_model", 3)
-refused(app, "register_api_routers", other)
+refused(serve, "register_vllm_serve_api_routers", other)
 refused(vllm.version, "__version_tuple__", (0, 31, 0))
 refused(vllm.version, "__version_tuple__", (0, 33, 0))
 """
