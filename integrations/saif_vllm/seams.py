@@ -108,6 +108,11 @@ def arm() -> None:
     _wrap(FREE_REQUEST, _free_request)
 
 
+def arm_server() -> None:
+    """Put the guard of HTTP requests into every server of this process; again is harmless."""
+    _wrap(SERVE_ROUTERS, _register_routers)
+
+
 def arm_worker() -> None:
     """Patch the loading of a model in this process; again is harmless."""
     _wrap(LOAD_MODEL, _load_model)
@@ -177,7 +182,7 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
         self.saif = SetCatalog.of(vllm_config, config)
         # Not before: only a server has the modules that this imports, and its front end is made
         # before its application.
-        _wrap(SERVE_ROUTERS, _register_routers)
+        arm_server()
     original(self, vllm_config, *args, **kwargs)
 
 

