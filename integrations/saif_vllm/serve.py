@@ -19,7 +19,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "Sequence[int] | None": {"type": int, "nargs": "+", "metavar": "LAYER"},
     "int": {"type": int},
     "float": {"type": float},
-    "bool": {"action": "store_true"},
 }
 _HELP = {
     "set_dir": "Directory of latent sets (NAME.safetensors).",
