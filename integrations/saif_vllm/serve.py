@@ -20,7 +20,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
     "float": {"type": float},
     "float | None": {"type": float},
-    "bool": {"action": "store_true"},
 }
 _HELP = {
     "set_dir": "Directory of latent sets (NAME.safetensors).",

@@ -60,7 +60,7 @@ def server(
             process.wait(60)
 
 
-def refused(arguments: Sequence[str | Path], timeout: float = 120) -> tuple[int, str]:
+def refused(arguments: Sequence[str | Path], timeout: float = 400) -> tuple[int, str]:
     """Exit code and output of a server that should not start."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
