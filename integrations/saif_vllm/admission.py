@@ -64,7 +64,6 @@ class Admission:
         self._line: deque[tuple[Asked, Proceed]] = deque()  # waiting for room
         self._returning: set[Asked] = set()  # from the line, not yet added again
         self._numbers = itertools.count()
-        self._last_layer = catalog.model.num_layers - 1
 
     @property
     def loaded(self) -> list[str]:
@@ -97,24 +96,23 @@ class Admission:
         params = request.sampling_params
         if params is None:
             return None
-        parsed = parse(params.extra_args, self._catalog)
-        if parsed is None:
+        asked = parse(params.extra_args, self._catalog)
+        if asked is None:
             return None
-        asked, offered = parsed
         uses = tuple(
             SetUse(
                 name,
-                offered[name].latent_set.content_hash,
+                offered.latent_set.content_hash,
                 strength,
-                changes_kv=offered[name].latent_set.layers[0] < self._last_layer,
+                changes_kv=offered.changes_kv,
             )
-            for name, strength in asked.sets
+            for name, (offered, strength) in asked.sets.items()
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
-        steered = Steered(uses, asked.window, request_id, next(self._numbers))
+        steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
         # Children of one request (n > 1) share the dictionary: replace it.
         params.extra_args = {**without_keys(params.extra_args), "saif": steered}
-        sets = {found.latent_set.content_hash: found for found in offered.values()}
+        sets = {found.latent_set.content_hash: found for found, _ in asked.sets.values()}
         return Asked(self, request.request_id, steered, sets)
 
     def add(self, asked: Asked, proceed: Proceed, again: Proceed) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from saif_fast.tables import Capacity, Model, SteeringTables
 from saif_kernels import Tally
+from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
 from saif_vllm.op import steering_hook
@@ -102,4 +103,10 @@ def _allocate(
     tables = SteeringTables(fits, capacity, device, owned=owned)
     tally = Tally.allocate(len(owned), max_tokens, capacity.max_requests, device)
     proof = Proof(tally, owned, config.warn_dose)
-    return Steering(tables, StepTables(tables.rows, proof, max_tokens), config.max_dose)
+    capture = None
+    if config.max_captures:
+        capture = LastTokenCapture(
+            len(owned), config.max_captures, fits.d_model, fits.dtype, device
+        )
+    step = StepTables(tables.rows, proof, max_tokens, capture)
+    return Steering(tables, step, config.max_dose)

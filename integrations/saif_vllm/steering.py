@@ -26,7 +26,7 @@ class LayerSteering(nn.Module):
         self, bank: SteeringBank, step: StepTables, index: int, max_dose: float | None
     ) -> None:
         super().__init__()
-        self.bank, self.step, self.max_dose = bank, step, max_dose
+        self.bank, self.step, self.index, self.max_dose = bank, step, index, max_dose
         self.dose: Tensor = step.proof.tally.dose[index]
         # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
         for name, table in bank._asdict().items():
@@ -35,6 +35,8 @@ class LayerSteering(nn.Module):
     def steer(self, hidden: Tensor, residual: Tensor | None) -> None:
         """Steer ``hidden`` [T, d_model] in place; called by the op."""
         step = self.step
+        if step.capture is not None:
+            step.capture.keep(self.index, hidden, residual)
         steer_(
             hidden,
             residual,

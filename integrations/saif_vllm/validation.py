@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from saif_fast.request import SteeringRequest
-from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import parse
-
-Parsed = tuple[SteeringRequest, dict[str, Offered]]
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.request import Parsed, parse
+from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
 
 @contextmanager
@@ -33,7 +31,11 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     from vllm.sampling_params import SamplingParams
 
     if isinstance(params, SamplingParams):
-        return parse(params.extra_args, catalog)
+        asked = parse(params.extra_args, catalog)
+        if asked is not None:
+            scores = any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
+            check_scope(asked, scores)
+        return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")
     return None
@@ -46,8 +48,8 @@ def check_prompt(request: Any, asked: Parsed | None) -> None:
     """
     if asked is None or not request.resumable:
         return
-    for name, offered in asked[1].items():
-        if offered.latent_set.layers[0] < offered.latent_set.num_layers - 1:
+    for name, (offered, _) in asked.sets.items():
+        if offered.changes_kv:
             raise ValueError(
                 f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
                 f"edits layer {offered.latent_set.layers[0]}"

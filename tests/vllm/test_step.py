@@ -35,7 +35,8 @@ def asking(*sets: str, **window: Any) -> dict[str, object]:
         SetUse(name, name * 64, 1.0 + i, changes_kv=False, slot=SLOTS[name])
         for i, name in enumerate(sets)
     )
-    return {"saif": Steered(uses, Window(**window), "+".join(sets), next(NUMBERS))}
+    name, number = "+".join(sets), next(NUMBERS)
+    return {"saif": Steered(uses, Window(**window), request_id=name, admission=number)}
 
 
 A, B, BOTH = asking("a"), asking("b"), asking("a", "b")
