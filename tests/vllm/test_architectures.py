@@ -55,7 +55,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Job,
             "max_model_len": 128,
             "model_impl": "transformers" if backend else "vllm",
         }
-        job = Job(folder / "model", [list(requests.values())], set_dir=folder, engine=engine)
+        job = Job(
+            folder / "model",
+            [list(requests.values())],
+            set_dir=folder,
+            engine=engine,
+            site=["inspect_in_process"],
+        )
         return job, reference
 
     return make

@@ -32,7 +32,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 # As many experts as layers: their number must not tell which list of modules is the decoder's.
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 SLIDES = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"] * (N_LAYERS // 2),
@@ -50,7 +50,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma2": {**TIED, **SLIDES, "query_pre_attn_scalar": 32},
     "gemma3_text": {**TIED, **SLIDES, "query_pre_attn_scalar": 32},
-    "qwen3_moe": {**EXPERTS, "num_experts": N_LAYERS},
+    "qwen3_moe": {**EXPERTS, "num_experts": N_LAYERS, "norm_topk_prob": True},
     "mixtral": {**EXPERTS, "num_local_experts": N_LAYERS},
     "olmoe": {**EXPERTS, **NO_GROUPS, "num_experts": N_LAYERS},
     # Two tensors, and the first is the residual stream.
