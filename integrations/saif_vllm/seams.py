@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig
 
-VLLM_RANGE = ((0, 32), (0, 33))  # >= 0.32, < 0.33
+VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
 _MARK = "__saif__"
 
 
@@ -224,7 +224,9 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
         return original(self, request)
     hasher = self.request_block_hasher
     if hasher is not None and not isinstance(hasher, SteeredHasher):
-        self.request_block_hasher = SteeredHasher(hasher, self.scheduler.hash_block_size)
+        # The scheduler has it as an attribute from vLLM 0.26 on.
+        block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
+        self.request_block_hasher = SteeredHasher(hasher, block_size)
     asked = self.saif.admit(request)
     result = original(self, request)
     result[0].saif = asked
