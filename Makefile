@@ -32,7 +32,7 @@ PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %
   /^Installing/ { print "  installing them"; fflush() }'
 
 .PHONY: help setup demo serve-demo test test-all lint bench kernels-report gpu-check gpu-bench \
-  tiny-model lock clean
+  vllm-matrix tiny-model lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -110,6 +110,9 @@ gpu-check: ## The kernels' tests on this machine's GPU; without .venv by python3
 
 gpu-bench: ## The kernels' speed on this machine's GPU, into SAIF_RESULTS (bench/results)/<gpu>; as above
 	PYTHONPATH=kernels$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) bench/gpu/run.py bench
+
+vllm-matrix: setup ## The seams' tests on other versions of vLLM (VERSIONS, an hour for all), a table
+	$(PY) -m bench.vllm_matrix $(VERSIONS)
 
 tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
 	$(PY) -m saif_fast.embedded.build

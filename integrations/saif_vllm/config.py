@@ -15,8 +15,23 @@ from pathlib import Path
 from typing import Any
 
 SET_DIR_VARIABLE = "SAIF_SET_DIR"
+DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
 EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
+
+
+def disabled() -> bool:
+    """Whether ``SAIF_DISABLE`` (anything but empty or 0) tells the plugin to do nothing at all."""
+    return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+
+
+def refuse_disabled() -> None:
+    """Raise RuntimeError where steering is asked for in spite of ``SAIF_DISABLE``."""
+    if disabled():
+        raise RuntimeError(
+            f"{DISABLE_VARIABLE}: expected unset or 0 in an engine that steers, "
+            f"got {os.environ[DISABLE_VARIABLE]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ def engine_args(
 
     Raises:
         ValueError: a value out of range, no such directory, or no layer to hook.
-        ImportError, RuntimeError: the installed vLLM is not supported.
+        ImportError, RuntimeError: the installed vLLM is not supported, or ``SAIF_DISABLE`` is set.
     """
     from saif_fast.set_dir import SetDirectory
     from saif_vllm import seams

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig
+from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig, refuse_disabled
 
 VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
 _MARK = "__saif__"
@@ -92,8 +92,10 @@ def arm() -> None:
     """Patch the front end and the engine core in this process; again is harmless.
 
     Raises:
-        RuntimeError: this vLLM is outside the supported range, or a seam is not as expected.
+        RuntimeError: this vLLM is outside the supported range, a seam is not as expected, or
+            ``SAIF_DISABLE`` is set.
     """
+    refuse_disabled()
     _check_version()
     for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
         # Those that were made before this have never read a configuration: they do not steer.
@@ -124,6 +126,7 @@ def require_armed() -> None:
     The engine core and the front end load plugins by the same rule, so a plugin that is missing
     here is missing there.
     """
+    refuse_disabled()
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
         raise RuntimeError(
