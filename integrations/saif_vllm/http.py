@@ -14,6 +14,7 @@ import msgspec
 
 from saif_fast.request import REQUEST_KEYS, check_keys
 from saif_vllm.catalog import SetCatalog
+from saif_vllm.metrics import count_refusal
 from saif_vllm.request import parse
 from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
@@ -81,6 +82,7 @@ class SteeringGuard:
         try:
             check_body(route, _fields(body), front_end.saif)
         except ValueError as error:
+            count_refusal()
             await _answer_400(send, str(error))
             return
         await self.app(scope, replay, send)

@@ -213,13 +213,16 @@ def _check_extension(name: str) -> None:
 def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    from saif_vllm.metrics import count_request
     from saif_vllm.validation import check_parameters, check_prompt, refused
 
     with refused():
-        steered = check_parameters(params, self.saif)
+        asked = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
-    with refused():
-        check_prompt(request, steered)
+    if asked is not None:
+        with refused():
+            check_prompt(request, asked)
+        count_request(asked)
     return request
 
 
@@ -231,6 +234,13 @@ def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
 
     config = SteeringConfig.of(vllm_config)
     self.saif = None
+    if config is not None:
+        scheduler = vllm_config.scheduler_config.get_scheduler_cls()
+        if not _is_ours(getattr(scheduler, FREE_REQUEST.name, None)):
+            raise RuntimeError(
+                f"scheduler_cls: expected a subclass of vLLM's Scheduler that leaves "
+                f"{FREE_REQUEST.name} alone, which tells when a request ends, got {scheduler}"
+            )
     result = original(self, vllm_config)
     if config is not None:
         rpc = self.model_executor.collective_rpc

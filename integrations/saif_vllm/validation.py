@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from saif_vllm.catalog import SetCatalog
+from saif_vllm.metrics import count_refusal
 from saif_vllm.request import Parsed, parse
 from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
@@ -19,6 +20,7 @@ def refused() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        count_refusal()
         raise SteeringRequestError(str(error)) from error
 
 
@@ -41,12 +43,12 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     return None
 
 
-def check_prompt(request: Any, asked: Parsed | None) -> None:
+def check_prompt(request: Any, asked: Parsed) -> None:
     """Raise ValueError for a prompt that comes in pieces and is steered below the last layer.
 
     Where such a prompt ends moves, but the KV of its first pieces stays as it was steered.
     """
-    if asked is None or not request.resumable:
+    if not request.resumable:
         return
     for name, (offered, _) in asked.sets.items():
         if offered.changes_kv:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ import openai
 import pytest
 import torch
 from hf_reference import NEAR_TIE, Comparison
-from http_server import VLLMS_OWN, refused, server
+from http_server import server
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 
 from saif_fast.embedded import model_path
@@ -24,7 +22,6 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.request import check_keys
 from saif_fast.tasks import get_task
 from saif_transformers import steer
-from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE, SteeringConfig
 from saif_vllm.http import ROUTES
 
 pytestmark = pytest.mark.engine
@@ -360,56 +357,18 @@ def test_the_server_goes_on_and_counts_what_it_refused(
         answer = complete(client, requests[name])
         comparison.add(name, reference[name], {"tokens": answer.choices[0].token_ids})
     comparison.check()
-    metrics = httpx.get(f"{address}/metrics").text
-    (line,) = (
-        line
-        for line in metrics.splitlines()
-        if line.startswith("http_requests_total{") and '"4xx"' in line and "/chat/comp" in line
-    )
-    assert float(line.split()[-1]) >= 1
+    samples = [
+        sample
+        for family in text_string_to_metric_families(httpx.get(f"{address}/metrics").text)
+        for sample in family.samples
+    ]
 
+    def counted(name: str, **labels: str) -> float:
+        return sum(
+            x.value for x in samples if x.name == name and labels.items() <= x.labels.items()
+        )
 
-def plain_flags(set_dir: Path) -> dict[str, Any]:
-    """A server that nothing of ours starts."""
-    options = SteeringConfig((1, 2), 32, 1024, 8, 10.0, version("saif-fast"))
-    return {
-        "arguments": (
-            *("--model", model_path(), "--served-model-name", "embedded"),
-            *("--additional-config", json.dumps({"saif": asdict(options)})),
-            *("--worker-extension-cls", EXTENSION),
-        ),
-        "command": VLLMS_OWN,
-        "env": {SET_DIR_VARIABLE: str(set_dir)},
-    }
-
-
-def two_processes(set_dir: Path) -> dict[str, Any]:
-    """API servers that another process starts."""
-    return {"arguments": ("embedded", "--set-dir", set_dir, "--api-server-count", "2")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [plain_flags, two_processes])
-def test_a_server_that_is_started_otherwise_is_guarded_too(
-    how: Callable[[Path], dict[str, Any]],
-    set_dir: Path,
-    requests: Mapping[str, Any],
-    reference: Mapping[str, Any],
-) -> None:
-    options = how(set_dir)
-    with server(*options.pop("arguments"), **options) as address:
-        for _ in range(8):  # connections of their own, which either process may get
-            with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
-                with pytest.raises(openai.BadRequestError, match=SETS):
-                    APIS["chat"](client, stream=True, extra_body={"saif": "scale_last"})
-                answer = complete(client, requests["scale_last"])
-                comparison = Comparison()
-                got = {"tokens": answer.choices[0].token_ids}
-                comparison.add("scale_last", reference["scale_last"], got)
-                comparison.check()
-
-
-def test_a_server_that_cannot_start_says_why() -> None:
-    returncode, output = refused(("embedded", "--set-dir", "nowhere", "--port", "0"))
-    assert returncode == 1
-    assert output.splitlines()[-1] == "error: set directory: expected a directory, got nowhere"
+    assert counted("http_requests_total", status="4xx", handler="/v1/chat/completions") >= 1
+    assert counted("saif:requests_refused_total") >= 1
+    assert counted("saif:requests_total", set="scale_last") >= 1
+    assert counted("saif:requests_total", set="both") >= 1
