@@ -41,6 +41,10 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
         "the Rust front end (VLLM_USE_RUST_FRONTEND)": (
             os.environ.get("VLLM_USE_RUST_FRONTEND", "0") != "0"
         ),
+        # Its hooks would be set by the structure probe's forward, before the model is compiled.
+        "layerwise NVTX tracing": getattr(
+            vllm_config.observability_config, "enable_layerwise_nvtx_tracing", False
+        ),
         "an encoder-decoder model": model.is_encoder_decoder,
         "a diffusion model": getattr(model, "is_diffusion", False),
         # Steered KV would leave the engine under the key of plain KV.

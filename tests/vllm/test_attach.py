@@ -23,6 +23,7 @@ def vllm_config(**on: Any) -> Any:
             **vars(section(is_encoder_decoder=False, is_diffusion=False)),
             get_total_num_hidden_layers=lambda: 3,
         ),
+        observability_config=section(enable_layerwise_nvtx_tracing=False),
         kv_transfer_config=on.get("kv_transfer_config"),
     )
 
@@ -34,6 +35,7 @@ def vllm_config(**on: Any) -> Any:
         {"prefill_context_parallel_size": 2},
         {"kv_sharing_fast_prefill": True},
         {"enable_sp": True},
+        {"enable_layerwise_nvtx_tracing": True},
         {"is_encoder_decoder": True},
         {"is_diffusion": True},
         {"kv_transfer_config": object()},
