@@ -24,7 +24,7 @@ def save(model: Any, folder: Path) -> Any:
                 continue
             d_out, d_in = linear.weight.shape
             A = torch.randn(RANK, d_in, generator=generator) / d_in**0.5
-            B = torch.randn(d_out, RANK, generator=generator) * 0.1
+            B = torch.randn(d_out, RANK, generator=generator) * 0.04
             linear.weight += ALPHA / RANK * B @ A
             tensors[f"base_model.model.{name}.lora_A.weight"] = A
             tensors[f"base_model.model.{name}.lora_B.weight"] = B

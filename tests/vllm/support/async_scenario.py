@@ -1,7 +1,7 @@
-"""As scenario.py with an ``AsyncLLM``: requests of a batch run side by side, on data-parallel ranks.
+"""As scenario.py with an ``AsyncLLM``: the requests of a batch are sent side by side.
 
-A request is one of scenario.py, with ``rank`` where there are several, or a session of streaming
-input: its ``pieces`` are such requests, sent one by one.
+A request is one of scenario.py, with its data-parallel ``rank`` if it must be that, or a session of
+streaming input, whose ``pieces`` are such requests, sent one by one.
 """
 
 from __future__ import annotations
