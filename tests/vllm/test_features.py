@@ -150,52 +150,43 @@ def unlike(hf_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any
 
 
 @pytest.fixture(scope="module")
-def stages(
-    hf_model: Any, unlike: tuple[Any, Path], sets: Mapping[str, LatentSet]
-) -> list[tuple[Any, dict[str, LatentSet]]]:
-    """The model and the sets of each of a job's batches; before the second and the third, they
-    change."""
-    before = {**sets, "changing": sets["clamp_middle"]}
-    after = {**sets, "changing": sets["vector_last"]}
-    return [(hf_model, before), (unlike[0], before), (unlike[0], after), (unlike[0], after)]
-
-
-@pytest.fixture(scope="module")
-def requests_of_stages() -> list[dict[str, Any]]:
-    """First those with prompt_logprobs."""
-    prompt = embedded_sets.prompts(1)[0]
-    scored = {"params": {"prompt_logprobs": 0}}
-    asked = [(extra_args, scored) for extra_args in SCORED.values()]
-    asked += [(extra_args, {}) for extra_args in (LAST, {"saif": "changing"})]
+def scored() -> list[dict[str, Any]]:
+    prompt, params = embedded_sets.prompts(1)[0], {"prompt_logprobs": 0}
     return [
-        {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, **more}
-        for extra_args, more in asked
+        {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, "params": params}
+        for extra_args in SCORED.values()
     ]
 
 
 @pytest.fixture(scope="module")
+def changing() -> dict[str, Any]:
+    prompt = embedded_sets.prompts(1)[0]
+    return {"prompt": prompt, "max_tokens": 16, "extra_args": {"saif": "changing"}}
+
+
+@pytest.fixture(scope="module")
 def served_in_stages(
-    requests_of_stages: list[dict[str, Any]],
+    scored: list[dict[str, Any]],
+    changing: dict[str, Any],
     unlike: tuple[Any, Path],
     set_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Served:
     own_sets = tmp_path_factory.mktemp("own_sets")
-    # So few fit that vector_last is loaded when, and where, it is asked for.
-    for name in ("add_last", "changing", "clamp_middle", "vector_last", "vector_middle"):
-        source = "clamp_middle" if name == "changing" else name
-        shutil.copy(set_dir / f"{source}.safetensors", own_sets / f"{name}.safetensors")
+    for name in ("add_last", "add_middle", "clamp_middle", "vector_last", "vector_middle"):
+        shutil.copy(set_dir / f"{name}.safetensors", own_sets)
+    shutil.copy(set_dir / "clamp_middle.safetensors", own_sets / "changing.safetensors")
     job = Job(
         model_path(),
         [
-            requests_of_stages,
+            [*scored, changing],
             ("reload_weights", {"weights_path": str(unlike[1])}),
-            requests_of_stages,
+            [*scored, changing],
             ("fall_asleep", {}),
-            {"changing": "vector_last"},
-            requests_of_stages,
+            {"changing": "add_middle"},  # takes the place of a set that is loaded
+            [changing],
             ("rise", {}),
-            requests_of_stages,
+            [changing],
         ],
         set_dir=own_sets,
         engine_args={"worker_extension_cls": "light_sleeper.LightSleeper", "max_sets": 3},
@@ -205,27 +196,43 @@ def served_in_stages(
 
 
 def test_steering_outlives_reloaded_weights_and_sleep(
-    served_in_stages: Served, requests_of_stages: list[dict[str, Any]], stages: Any
+    served_in_stages: Served,
+    scored: list[dict[str, Any]],
+    changing: dict[str, Any],
+    unlike: tuple[Any, Path],
+    hf_model: Any,
+    sets: Mapping[str, LatentSet],
 ) -> None:
-    comparison = Comparison()
-    for i, ((model, sets), batch) in enumerate(zip(stages, served_in_stages.batches, strict=True)):
-        for request, got in zip(requests_of_stages, batch, strict=True):
-            expected = hf_reference.generate(model, sets, request)
-            comparison.add(f"stage {i}, {request['extra_args']}", expected, got)
+    first = {**sets, "changing": sets["clamp_middle"]}
+    second = {**sets, "changing": sets["add_middle"]}
+    stages = (
+        ("first", hf_model, first, [*scored, changing]),
+        ("reloaded", unlike[0], first, [*scored, changing]),
+        ("asleep", unlike[0], second, [changing]),
+        ("awake", unlike[0], second, [changing]),
+    )
+    comparison, all_of_them = Comparison(), []
+    for (stage, model, known, asked), batch in zip(stages, served_in_stages.batches, strict=True):
+        for request, got in zip(asked, batch, strict=True):
+            expected = hf_reference.generate(model, known, request)
+            comparison.add(f"{stage}: {request['extra_args']}", expected, got)
+            all_of_them.append((request, got))
     comparison.check()
-    asked = len(stages) * requests_of_stages
-    answers = [got for batch in served_in_stages.batches for got in batch]
-    check_reports(served_in_stages, zip(asked, answers, strict=True))
+    check_reports(served_in_stages, all_of_them)
 
 
 def test_prompt_logprobs_are_those_of_the_steered_model(
-    served_in_stages: Served, requests_of_stages: list[dict[str, Any]], stages: Any
+    served_in_stages: Served,
+    scored: list[dict[str, Any]],
+    unlike: tuple[Any, Path],
+    hf_model: Any,
+    sets: Mapping[str, LatentSet],
 ) -> None:
-    for (model, sets), batch in zip(stages, served_in_stages.batches, strict=True):
-        scores = set()
-        for name, request, got in zip(SCORED, requests_of_stages, batch, strict=False):
-            expected = hf_reference.prompt_logprobs(model, sets, request)
-            assert got["prompt_logprobs"] == pytest.approx(expected, abs=1e-3), name
-            scores.add(tuple(round(score, 2) for score in expected))
-        # The same steering of the prompt; the last position predicts no token of it.
-        assert len(scores) == len(SCORED) - 1
+    for model, batch in zip((hf_model, unlike[0]), served_in_stages.batches, strict=False):
+        all_scores = []
+        for name, request, got in zip(SCORED, scored, batch, strict=False):
+            scores = hf_reference.prompt_logprobs(model, sets, request)
+            assert got["prompt_logprobs"] == pytest.approx(scores, abs=1e-3), name
+            all_scores.append(tuple(round(score, 2) for score in scores))
+        # "all" and "prompt" steer a prompt alike.
+        assert len(set(all_scores)) == len(SCORED) - 1
