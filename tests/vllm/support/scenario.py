@@ -48,12 +48,12 @@ def serve(llm: Any, batch: list[dict[str, Any]]) -> Any:
             prompt["cache_salt"] = request["cache_salt"]
     params = [sampling_params(request) for request in batch]
     loras = [lora_request(request.get("lora")) for request in batch]
-    before = [repr(p) for p in params]
+    before = [repr(p.extra_args) for p in params]
     try:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=loras)
     except ValueError as error:
         return {"error": str(error), "type": type(error).__name__}
-    assert before == [repr(p) for p in params], "a caller's SamplingParams was changed"
+    assert before == [repr(p.extra_args) for p in params], "a caller's extra_args were changed"
     return [
         {
             **completion(output.outputs[0]),
