@@ -60,7 +60,9 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
 def attach(worker: Any, config: SteeringConfig) -> Steering:
     """Allocate the tables and hook the layers of a worker's model.
 
-    Before the first compiled forward, so that torch.compile traces the hooks.
+    Before the first compiled forward, so that torch.compile traces the hooks. The tables are no
+    part of the model: vLLM reloads a model's weights, and its sleep mode drops them and puts its
+    buffers back as they were, while sets may have been loaded in between.
 
     Raises:
         ValueError: the model's structure is not one that steering knows.
@@ -71,7 +73,6 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     layers = decoder_layers(model, fits.num_layers)
     streams = verify_streams(runner, vllm_config, layers, config.layers)
     steering = _allocate(config, fits, list(streams), runner.max_num_tokens, vllm_config, device)
-    model.add_module("saif_steering", steering)
     context = vllm_config.compilation_config.static_forward_context
     for layer, table in steering.layers.items():
         name = f"saif.layers.{layer}"

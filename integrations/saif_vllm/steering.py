@@ -1,4 +1,4 @@
-"""All that steers in one worker, as one child module of the model."""
+"""All that steers in one worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LayerSteering(nn.Module):
         super().__init__()
         self.bank, self.step, self.index, self.max_dose = bank, step, index, max_dose
         self.dose: Tensor = step.proof.tally.dose[index]
-        # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
+        # The same tensors under their names.
         for name, table in bank._asdict().items():
             self.register_buffer(name, table, persistent=False)
 

@@ -1,8 +1,7 @@
 """The batch of the current step, as device tables: a row per steered request, a row and a scale per
 token.
 
-All are allocated once and filled in place, since a CUDA graph keeps the pointers it captured. They
-are buffers of the model, so that vLLM's sleep mode keeps them.
+All are allocated once and filled in place, since a CUDA graph keeps the pointers it captured.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ class StepTables(nn.Module):
         super().__init__()
         self.rows, self.proof, self.capture = rows, proof, capture
         device = rows.table.device
-        # vLLM refills buffers in place, so views of this one stay what they are.
         self.register_buffer("request_rows", rows.table, persistent=False)
         self.register_buffer("token_row", None, persistent=False)
         self.register_buffer("token_scale", None, persistent=False)

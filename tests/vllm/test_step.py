@@ -198,20 +198,6 @@ def test_a_batch_that_nobody_steers_costs_nothing(step: StepTables, work: Work) 
     assert work.drain() == ([], 0)
 
 
-def test_the_tables_survive_sleep(step: StepTables) -> None:
-    x = ("x", A, 2)
-    run(step, (*x, range(2)))
-    # As vLLM's worker does: contents go, memory and buffers stay.
-    saved = {name: buffer.cpu().clone() for name, buffer in step.named_buffers()}
-    for buffer in step.buffers():
-        buffer.random_(2, 99)
-    for name, buffer in step.named_buffers():
-        buffer.data.copy_(saved[name].data)
-    run(step, (*x, range(2, 3)))
-    assert slots(step) == [[0], *rest(1)]
-    assert step.rows.strength[0].tolist() == [1.0, 0.0]
-
-
 def test_a_request_that_was_not_admitted_stops_the_engine(step: StepTables) -> None:
     with pytest.raises(RuntimeError, match="unchecked"):
         run(step, ("x", {"saif": "french"}, 1, range(1)))

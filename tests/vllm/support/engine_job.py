@@ -26,6 +26,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+Batch = Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Job:
     """An engine and the batches it serves, one after the other.
@@ -33,7 +36,7 @@ class Job:
     Attributes:
         model: directory.
         batches: of requests; see scenario.py for their keys. Or, between two of them, what changes
-            in the set directory.
+            in the set directory, or a method of the workers with its keyword arguments.
         mode: key of MODES.
         set_dir: None = plain vLLM, without our plugin.
         engine_args: for ``saif_vllm.engine_args``.
@@ -41,10 +44,11 @@ class Job:
         env: for the subprocess.
         site: modules of ``site/`` that every process imports first.
         one_process: front end, engine core and worker in one, which starts sooner.
+        asynchronous: an ``AsyncLLM``; see async_scenario.py.
     """
 
     model: Path
-    batches: Sequence[Sequence[Mapping[str, Any]] | Mapping[str, str | None]] = ()
+    batches: Sequence[Batch | Mapping[str, str | None] | tuple[str, Mapping[str, Any]]] = ()
     mode: str = "v1-eager"
     set_dir: Path | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +56,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     site: Sequence[str] = ()
     one_process: bool = True
+    asynchronous: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,12 @@ class Served:
     seconds: float
     v2: bool | None
     compilation: str | None
-    preemptions: int
+    counters: Mapping[str, int]  # vLLM's own; empty with disable_log_stats, LLM's default
     reports: list[dict[str, Any]]  # of saif_vllm.report
+
+    @property
+    def preemptions(self) -> int:
+        return self.counters["num_preemptions"]
 
     def check(self) -> Served:
         assert self.returncode == 0, self.log[-6000:]
@@ -98,7 +107,8 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder, "jobs.json"), Path(folder, "results.json")
         job_file.write_text(json.dumps([_content(job) for job in jobs]))
-        command = [sys.executable, str(SUPPORT / "scenario.py"), str(job_file), str(result_file)]
+        script = "async_scenario.py" if first.asynchronous else "scenario.py"
+        command = [sys.executable, str(SUPPORT / script), str(job_file), str(result_file)]
         done = subprocess.run(
             command,
             env=env,
@@ -119,7 +129,7 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
             seconds=result.get("seconds", 0.0),
             v2=result.get("v2"),
             compilation=result.get("compilation"),
-            preemptions=result.get("preemptions", 0),
+            counters=result.get("counters", {}),
             reports=result.get("reports", []),
         )
         for result in results
