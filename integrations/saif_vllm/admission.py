@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
@@ -88,8 +89,8 @@ class Admission:
     def admit(self, request: Any) -> Asked | None:
         """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
 
-        Its parameters then carry a :class:`Steered` in place of the user's keys. Called by the
-        core's input thread.
+        Its parameters are then its own, with a :class:`Steered` in place of the user's keys. Called
+        by the core's input thread.
 
         Raises:
             ValueError: as :func:`~saif_vllm.request.parse`.
@@ -112,8 +113,9 @@ class Admission:
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
         steered = Steered(uses, asked.window, request_id, next(self._numbers))
-        # Children of one request (n > 1) share the dictionary: replace it.
-        params.extra_args = {**without_keys(params.extra_args), "saif": steered}
+        # Children of one request (n > 1) share their parameters where no process lies between.
+        request.sampling_params = copy.copy(params)
+        request.sampling_params.extra_args = {**without_keys(params.extra_args), "saif": steered}
         sets = {found.latent_set.content_hash: found for found in offered.values()}
         return Asked(self, request.request_id, steered, sets)
 

@@ -34,6 +34,7 @@ class Job:
         model: directory.
         batches: of requests; see scenario.py for their keys. Or, between two of them, what changes
             in the set directory.
+        events: what happens while it runs, after the batches; of workload.random_events.
         mode: key of MODES.
         set_dir: None = plain vLLM, without our plugin.
         engine_args: for ``saif_vllm.engine_args``.
@@ -52,6 +53,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     site: Sequence[str] = ()
     one_process: bool = True
+    events: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Served:
     compilation: str | None
     preemptions: int
     reports: list[dict[str, Any]]  # of saif_vllm.report
+    stream: dict[str, Any]  # of stream.serve_events
 
     def check(self) -> Served:
         assert self.returncode == 0, self.log[-6000:]
@@ -103,6 +106,7 @@ def run(job: Job, timeout: float = 400) -> Served:
             "set_dir": None if job.set_dir is None else str(job.set_dir),
             "engine_args": dict(job.engine_args),
             "batches": job.batches,
+            "events": job.events,
         }
         job_file.write_text(json.dumps(content))
         command = [sys.executable, str(SUPPORT / "scenario.py"), str(job_file), str(result_file)]
@@ -125,4 +129,5 @@ def run(job: Job, timeout: float = 400) -> Served:
         compilation=result.get("compilation"),
         preemptions=result.get("preemptions", 0),
         reports=result.get("reports", []),
+        stream=result.get("stream", {}),
     )

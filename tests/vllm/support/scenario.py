@@ -5,6 +5,7 @@ python scenario.py JOB RESULT
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -99,6 +100,11 @@ def main() -> None:
             change_sets(job["set_dir"], batch)
         else:
             result["batches"].append(serve(llm, batch))
+    if job["events"]:
+        from stream import serve_events
+
+        change = functools.partial(change_sets, job["set_dir"])
+        result["stream"] = serve_events(llm, job["events"], change)
     result["preemptions"] = preemptions(llm)
     if job["set_dir"] is not None:
         import saif_vllm
