@@ -70,16 +70,16 @@ def test_chunks_and_preemption_change_nothing(
 
 
 # As many tokens a step as requests: while others generate, a prompt comes token by token. Room for
-# three prompts of the longest, for five sets and for the live latents of four.
+# two of the longest prompts, for eight sets and for the live latents of six.
 CRAMPED = {
     "max_num_seqs": 12,
     "max_num_batched_tokens": 12,
     "max_model_len": 192,
-    "num_gpu_blocks_override": 19,
+    "num_gpu_blocks_override": 11,
     "scheduling_policy": "priority",
     "disable_log_stats": False,
 }
-FEW_SETS = {"max_sets": 5, "max_latents": 32, "max_sets_per_request": 3}
+FEW_SETS = {"max_sets": 8, "max_latents": 48, "max_sets_per_request": 3}
 
 
 @dataclass(frozen=True)
@@ -230,12 +230,11 @@ def test_random_requests_of_plain_vllm(
     case: Random, sets: Mapping[str, LatentSet], text: list[int], alone: Any
 ) -> None:
     # How often an engine without the plugin differs from its solo runs, to be read beside ours.
-    events = [event for event in random_events(case.seed, case.size, text, sets)]
     plain = [
         {**event, "request": {**event["request"], "extra_args": None, "contents": {}}}
         if "request" in event
         else event
-        for event in events
+        for event in random_events(case.seed, case.size, text, sets)
         if "sets" not in event
     ]
     requests = [event["request"] for event in plain if "request" in event]

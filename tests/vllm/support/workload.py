@@ -15,6 +15,7 @@ STRENGTHS = (1.0, 1.0, 0.5, 0.3, -0.4)
 SCOPES = ("generated", "generated", "generated", "prompt", "all")
 DECAYS = (None, None, 0.2, "0.5,1")
 N_HEADS = 6
+N_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RandomRequests:
 
     def _combination(self, sets: Mapping[str, LatentSet]) -> list[str]:
         while True:
-            wanted = min(self.rng.randint(1, self.max_sets), len(sets))
+            wanted = self.rng.choice((1, 1, self.rng.randint(1, min(self.max_sets, len(sets)))))
             chosen = self.rng.sample(sorted(sets), wanted)
             try:
                 check_combination({name: sets[name] for name in chosen})
@@ -110,7 +111,7 @@ def random_events(
     """
     rng = random.Random(seed)
     requests = RandomRequests(rng, text)
-    base, changing = sorted(sets), [f"changing_{i}" for i in range(4)]
+    base, changing = rng.sample(sorted(sets), N_NAMES), [f"changing_{i}" for i in range(4)]
     there: dict[str, str] = {name: name for name in base}
     events: list[dict[str, Any]] = []
     step = 0
@@ -122,15 +123,15 @@ def random_events(
             there[name] = content
 
     for name in changing:
-        change(name, rng.choice(base))
+        change(name, rng.choice(sorted(sets)))
     for i in range(n_requests):
         step += rng.choice((0, 0, 0, 1, 2, 6))
         if rng.random() < 0.2:
             name = rng.choice(changing)
             gone = name in there and rng.random() < 0.3
-            change(name, None if gone else rng.choice(base))
+            change(name, None if gone else rng.choice(sorted(sets)))
         offered = {name: sets[content] for name, content in there.items()}
-        # Every other request asks for names that change: there are fewer of them.
+        # Often for one of the names that change: there are few of them.
         few = {name: offered[name] for name in changing if name in offered}
         request = requests.draw(few if few and rng.random() < 0.4 else offered)
         request["contents"] = {name: there[name] for name in set_names(request)}
