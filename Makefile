@@ -31,8 +31,8 @@ INSTALLED := $(VENV)/.installed
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help setup demo serve-demo test test-all lint bench kernels-report gpu-check gpu-bench \
-  vllm-matrix tiny-model lock clean
+.PHONY: help setup demo serve-demo test test-all soak lint bench bench-engine kernels-report \
+  gpu-check gpu-bench vllm-matrix tiny-model lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -94,13 +94,21 @@ test: setup ## All tests but the slow ones, quick ones first (the README's secon
 test-all: setup ## All tests
 	$(PY) -m pytest
 
+soak: setup ## Thousands of requests while sets come and go, SOAK_MINUTES=10: no leak, right outputs
+	HF_HUB_OFFLINE=1 VLLM_LOGGING_LEVEL=WARNING SAIF_TEST_SITE=core_state \
+	  PYTHONPATH=tests/vllm/support/site:tests/vllm/support$${PYTHONPATH:+:$$PYTHONPATH} \
+	  $(PY) tests/vllm/soak.py
+
 lint: setup ## ruff, and mypy --strict on the packages
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup ## Benchmarks: the steering op, and steered against plain generation in vLLM
-	$(PY) -m pytest bench --benchmark-only
+bench: setup ## Benchmarks of the operators
+	$(PY) -m pytest bench --ignore bench/bench_engine.py --benchmark-only
+
+bench-engine: setup ## Benchmark: steered against plain generation in vLLM, about 10 minutes
+	$(PY) -m pytest bench/bench_engine.py --benchmark-only --timeout 1800
 
 kernels-report: setup ## Compile every kernel for four GPUs (none needed): registers, loads, bytes moved
 	$(PY) bench/kernels_report.py

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 Compare = Callable[..., float]
-_rows: list[dict[str, object]] = []
+_rows: list[dict[str, Any]] = []
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
     """``compare(candidate, baseline, baseline_name=...)`` times both, interleaved.
 
     Returns the ratio of medians, candidate over baseline: below 1 the candidate is faster. Times
-    are seconds of wall clock. Correctness is the caller's to check first.
+    are seconds of wall clock; the CPU time of this process is in the results beside them, as others
+    on the machine do not count there. Correctness is the caller's to check first. ``target`` is the
+    least throughput wanted, of the candidate over the baseline.
     """
 
     def run(
@@ -38,27 +41,42 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
         *,
         baseline_name: str,
         rounds: int = 30,
+        target: float | None = None,
     ) -> float:
         baseline_seconds: list[float] = []
+        cpu: dict[str, list[float]] = {"candidate": [], "baseline": []}
+
+        def timed(name: str, call: Callable[[], object]) -> None:
+            begin = time.process_time()
+            call()
+            cpu[name].append(time.process_time() - begin)
 
         def timed_baseline() -> None:
             begin = time.perf_counter()
-            baseline()
+            timed("baseline", baseline)
             baseline_seconds.append(time.perf_counter() - begin)
 
         # pytest-benchmark calls setup before each timed round: that is what interleaves the two.
-        benchmark.pedantic(candidate, setup=timed_baseline, rounds=rounds, warmup_rounds=2)
+        benchmark.pedantic(
+            lambda: timed("candidate", candidate),
+            setup=timed_baseline,
+            rounds=rounds,
+            warmup_rounds=2,
+        )
         candidate_median = benchmark.stats.stats.median
         baseline_median = statistics.median(baseline_seconds[2:])
+        candidate_cpu, baseline_cpu = (statistics.median(cpu[name][2:]) for name in cpu)
         ratio = candidate_median / baseline_median
         row = {
-            "suite": request.node.path.stem,
+            "suite": request.node.path.stem.removeprefix("bench_"),
             "case": request.node.name,
             "baseline": baseline_name,
             "seconds": candidate_median,
             "baseline_seconds": baseline_median,
             "ratio": ratio,
+            "cpu_ratio": candidate_cpu / baseline_cpu,
             "rounds": rounds,
+            "target": target,
         }
         benchmark.extra_info.update(row)
         _rows.append(row)
@@ -90,21 +108,32 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _report(machine: dict[str, object], rows: list[dict[str, object]]) -> str:
+def _report(machine: dict[str, object], rows: list[dict[str, Any]]) -> str:
+    targets = any(row["target"] for row in rows)
+    titles = ["case", "ms", "baseline", "baseline ms", "ratio", "of CPU time"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, OMP_NUM_THREADS={machine['threads']}, "
         f"Python {machine['python']}, torch {machine['torch']}, vLLM {machine['vllm']}. "
         "Medians, interleaved; "
         "a ratio below 1 means faster than the baseline.",
         "",
-        "| case | ms | baseline | baseline ms | ratio |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row['case']} | {1e3 * row['seconds']:.3f} | {row['baseline']} "  # type: ignore[operator]
-            f"| {1e3 * row['baseline_seconds']:.3f} | {row['ratio']:.3f} |"  # type: ignore[operator]
-            for row in rows
-        ),
     ]
+    if targets:
+        titles += ["throughput", "target"]
+        lines[0] += " Throughput is the baseline's time over the candidate's."
+    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in rows:
+        cells = [
+            row["case"],
+            f"{1e3 * row['seconds']:.3f}",
+            row["baseline"],
+            f"{1e3 * row['baseline_seconds']:.3f}",
+            f"{row['ratio']:.3f}",
+            f"{row['cpu_ratio']:.3f}",
+        ]
+        if targets:
+            cells += [f"{1 / row['ratio']:.3f}", f"{row['target']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -102,6 +102,11 @@ class SetCatalog(Collection[str]):
                 compiled = self.model.compile(latent_set, self.config.max_latents)
             except ValueError as error:
                 raise ValueError(f"set {name!r}: {error}") from error
+            # Names that never come back would be kept for ever. Two threads of the core read sets:
+            # what is done to the dictionary is atomic.
+            for other in list(self._read):
+                if other not in self:
+                    self._read.pop(other, None)
             known = self._read[name] = identity, Offered(latent_set, compiled)
         return known[1]
 

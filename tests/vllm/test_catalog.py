@@ -47,6 +47,19 @@ def test_a_file_is_read_once_until_it_changes(
     assert offered["a"].latent_set.content_hash == vector(2.0).content_hash
 
 
+def test_what_is_gone_is_forgotten(tmp_path: Path) -> None:
+    # A server whose sets have new names each time must not keep them all.
+    offered, old = catalog(tmp_path), None
+    for i in range(20):
+        file = tmp_path / f"a{i}.safetensors"
+        vector(float(i)).save(file)
+        offered[file.stem]
+        if old is not None:
+            old.unlink()
+        old = file
+    assert len(offered._read) <= 2
+
+
 def test_whether_a_name_still_means_a_content(tmp_path: Path) -> None:
     offered, file = catalog(tmp_path), tmp_path / "a.safetensors"
     vector(1.0).save(file)

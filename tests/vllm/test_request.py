@@ -49,6 +49,16 @@ def test_the_core_puts_what_was_asked_for_in_place_of_the_users_keys(
     assert asked == {"saif": "add_last*0.5 + both", "saif_start": 2, "other": 1}
 
 
+def test_outputs_of_one_request_may_share_their_parameters(core: Admission) -> None:
+    # In an engine of one process the children of a request with n > 1 do.
+    first, second = core_request({"saif": "add_last"}), core_request(None)
+    second.sampling_params = first.sampling_params
+    one, other = core.admit(first), core.admit(second)
+    assert one is not None and other is not None
+    assert one.steered.asks_the_same(other.steered)
+    assert (one.steered.admission, other.steered.admission) == (0, 1)
+
+
 def test_an_engine_without_steering_refuses_to_be_asked() -> None:
     assert parse({"other": 1, "siaf": 1}, None) is None
     for asked in ({"saif": "french"}, {"saif_start": 1}, {"saif": {"sets": []}}):

@@ -37,6 +37,7 @@ class Job:
         model: directory.
         batches: of requests; see scenario.py for their keys. Or, between two of them, what changes
             in the set directory, or a method of the workers with its keyword arguments.
+        events: what happens while it runs, after the batches; of workload.random_events.
         mode: key of MODES.
         set_dir: None = plain vLLM, without our plugin.
         engine_args: for ``saif_vllm.engine_args``.
@@ -57,6 +58,7 @@ class Job:
     site: Sequence[str] = ()
     one_process: bool = True
     asynchronous: bool = False
+    events: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Served:
     compilation: str | None
     counters: Mapping[str, int]  # vLLM's own; empty with disable_log_stats, LLM's default
     reports: list[dict[str, Any]]  # of saif_vllm.report
+    stream: dict[str, Any]  # of stream.serve_events
 
     @property
     def preemptions(self) -> int:
@@ -131,6 +134,7 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
             compilation=result.get("compilation"),
             counters=result.get("counters", {}),
             reports=result.get("reports", []),
+            stream=result.get("stream", {}),
         )
         for result in results
     ]
@@ -152,4 +156,5 @@ def _content(job: Job) -> dict[str, Any]:
         "set_dir": None if job.set_dir is None else str(job.set_dir),
         "engine_args": dict(job.engine_args),
         "batches": job.batches,
+        "events": job.events,
     }

@@ -6,6 +6,7 @@ python scenario.py JOBS RESULTS
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -139,6 +140,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             llm.collective_rpc(method, kwargs=arguments)
         else:
             result["batches"].append(serve(llm, batch))
+    if job["events"]:
+        from stream import serve_events
+
+        change = functools.partial(change_sets, job["set_dir"])
+        result["stream"] = serve_events(llm, job["events"], change)
     result["counters"] = counters(llm)
     if job["set_dir"] is not None:
         import saif_vllm

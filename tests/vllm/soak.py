@@ -1,0 +1,294 @@
+"""``make soak``: thousands of short requests through one engine, in processes as users start it,
+while sets come and go: memory stays flat, nothing is held for ever, outputs equal their solo runs.
+
+It is beside the tests, not in bench/, as it passes or fails and shares their support: run it with
+``support`` and ``support/site`` on PYTHONPATH, and SAIF_TEST_SITE=core_state (the Makefile does).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import embedded_sets
+import hf_reference
+import psutil
+import torch
+from stream import Stream
+from workload import RandomRequests, set_names
+
+import saif_vllm
+from saif_fast.edits import Edit
+from saif_fast.embedded import model_path, sae_path
+from saif_fast.latent_set import LatentSet
+from saif_fast.records import Latent
+from saif_fast.sae import SparseAutoencoder
+
+A_MINUTE = 2000  # requests
+WARM_UP = 5000  # requests: more than the reports that an engine keeps
+N_SETS, N_CONTENTS, MAX_SETS = 64, 128, 16
+IN_FLIGHT = 64
+SAMPLED = 50  # one in so many is compared
+FLAT = 16.0  # MiB that a process may grow by in 20,000 requests
+ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "block_size": 32,
+    "max_model_len": 96,
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 128,
+    "num_gpu_blocks_override": 32,  # for 32 requests of up to three blocks
+    "disable_log_stats": False,
+    "seed": 0,
+}
+EDITS = ("add:12", "clamp:20", "at_least:15", "scale:-2", "ablate", "project:20")
+
+
+def contents(rng: random.Random) -> list[LatentSet]:
+    """What the files hold: some latents or a vector, at the middle or the last layer."""
+    saes = [SparseAutoencoder.from_saelens(sae_path(where)) for where in embedded_sets.LAYERS]
+    made = []
+    for i in range(N_CONTENTS):
+        sae = rng.choice(saes)
+        if i % 4 == 0:
+            vector = torch.randn(sae.d_model, generator=torch.Generator().manual_seed(i))
+            found = LatentSet.from_vector(vector, layer=sae.layer, num_layers=3)
+        else:
+            edit = Edit.parse(rng.choice(EDITS))
+            latents = [Latent(j, edit) for j in rng.sample(range(sae.d_sae), rng.randint(1, 8))]
+            found = LatentSet.from_sae(sae, latents, num_layers=3)
+        made.append(found)
+    return made
+
+
+class Directory:
+    """A set directory whose files come, change and go; names never come back."""
+
+    def __init__(self, rng: random.Random, made: list[LatentSet]) -> None:
+        self._rng, self._made = rng, made
+        self._folder = tempfile.TemporaryDirectory(prefix="saif-soak-")
+        self.path = Path(self._folder.name)
+        self.now: dict[str, LatentSet] = {}
+        self._n_names = 0
+        while len(self.now) < N_SETS:
+            self._add()
+
+    def change(self) -> None:
+        name = self._rng.choice(sorted(self.now))
+        if self._rng.random() < 0.5:
+            self._write(name)
+        else:
+            self._file(name).unlink()
+            del self.now[name]
+            self._add()
+
+    def _add(self) -> None:
+        self._write(f"s{self._n_names}")
+        self._n_names += 1
+
+    def _write(self, name: str) -> None:
+        self.now[name] = self._rng.choice(self._made)
+        partial = self._file(name).with_suffix(".partial")
+        self.now[name].save(partial)
+        partial.replace(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
+
+@dataclass
+class Memory:
+    """Resident memory of this process and all below it, in MiB, as requests go by."""
+
+    served: list[int] = field(default_factory=list)
+    by_process: dict[str, list[float]] = field(default_factory=dict)
+
+    def sample(self, served: int) -> None:
+        self.served.append(served)
+        ours = psutil.Process()
+        for process in (ours, *ours.children(recursive=True)):
+            name = f"{process.pid} {process.name()}"
+            size = process.memory_info().rss / 2**20
+            self.by_process.setdefault(name, []).append(size)
+
+    def report(self) -> tuple[list[str], list[str]]:
+        """Lines to print, and what is wrong."""
+        lines, wrong = [], []
+        for name, sizes in self.by_process.items():
+            if len(sizes) < len(self.served):
+                continue  # helpers of the start
+            begin = next(i for i, n in enumerate(self.served) if n >= WARM_UP)
+            slope = statistics.linear_regression(self.served[begin:], sizes[begin:]).slope
+            line = (
+                f"{name}: {sizes[0]:.1f} MiB at first, {sizes[begin]:.1f} after warm-up, "
+                f"{sizes[-1]:.1f} at last, {20_000 * slope:+.1f} in 20,000 requests"
+            )
+            lines.append(line)
+            if 20_000 * slope > FLAT:
+                wrong.append(f"memory grows: {line}")
+        return lines, wrong
+
+
+class Soak:
+    """The run: one engine, its requests, and what is to be compared afterwards."""
+
+    def __init__(self, seed: int) -> None:
+        from vllm import LLM
+
+        self.rng = random.Random(seed)
+        text = [token for prompt in embedded_sets.prompts(48) for token in prompt]
+        self.directory = Directory(self.rng, contents(self.rng))
+        self.requests = RandomRequests(self.rng, text, head=48, tail=24, max_tokens=10, max_sets=2)
+        steering = saif_vllm.engine_args(
+            self.directory.path,
+            layers=list(embedded_sets.LAYERS.values()),
+            max_sets=MAX_SETS,
+            max_latents=96,
+            max_sets_per_request=2,
+            worker_extension_cls="worker_state.WorkerState",
+        )
+        self.llm = LLM(str(model_path()), **ENGINE, **steering)
+        self.stream, self.memory, self.count = Stream(self.llm), Memory(), Counter[str]()
+        self.sampled: dict[int, dict[str, Any]] = {}
+        self.at_start = self.worker_state()
+
+    def core_state(self) -> dict[str, int]:
+        """Answered in turn: all requests sent before have been admitted, and read their sets."""
+        return self.llm.llm_engine.engine_core.call_utility("saif_state")
+
+    def worker_state(self) -> dict[str, Any]:
+        return self.llm.collective_rpc("saif_worker_state")[0]
+
+    def send(self, request: dict[str, Any]) -> None:
+        number = self.count["sent"]
+        self.count["sent"] += 1
+        self.stream.add(number, request)
+        if number % SAMPLED == 0:
+            used = {name: self.directory.now[name] for name in set_names(request)}
+            self.sampled[number] = {"request": request, "sets": used}
+
+    def step(self) -> None:
+        for number, (tokens, finished) in self.stream.step().items():
+            self.count["served"] += finished
+            if number in self.sampled:
+                self.sampled[number] |= {"tokens": tokens, "finished": finished}
+
+    def run(self, n_requests: int, seconds: float) -> None:
+        """Until as many requests have come and so much time has gone."""
+        end, next_sample = time.monotonic() + seconds, 0
+        while self.count["sent"] < n_requests or time.monotonic() < end:
+            while len(self.stream) < IN_FLIGHT:
+                self.send(self.requests.draw(self.directory.now))
+                if self.rng.random() < 0.05:
+                    victim = self.rng.choice(self.stream.keys)
+                    self.count["aborted"] += self.stream.abort(victim)
+                if self.rng.random() < 0.05:
+                    waiting = self.core_state()["waiting for room"]
+                    self.count["most waiting for room"] = max(
+                        waiting, self.count["most waiting for room"]
+                    )
+                    self.directory.change()
+                    self.count["sets changed"] += 1
+            self.step()
+            # Seldom, as it costs some milliseconds.
+            if self.count["sent"] >= next_sample:
+                self.memory.sample(self.count["sent"])
+                next_sample += 100
+        self.drain()
+
+    def drain(self) -> None:
+        while len(self.stream):
+            self.step()
+
+    def fill_all_slots(self) -> list[str]:
+        """Requests for as many new sets as there are slots, at once: none may wait."""
+        chosen: dict[str, str] = {}
+        while len(chosen) < MAX_SETS:
+            self.directory.change()
+            now = self.directory.now.items()
+            chosen = {x.content_hash: name for name, x in now if not sum(x.n_live.values())}
+        for name in list(chosen.values())[:MAX_SETS]:
+            prompt = self.requests.draw(self.directory.now)["prompt"][-20:]
+            self.send({"prompt": prompt, "max_tokens": 60, "extra_args": {"saif": name}})
+        state = self.core_state()
+        self.drain()
+        if state["uses of sets"] != MAX_SETS or state["waiting for room"]:
+            return [f"{MAX_SETS} requests for a set each, with as many slots: {state}"]
+        return []
+
+    def leaks(self) -> list[str]:
+        """What is still held although no request is there."""
+        # The worker hears that requests have ended with the next batch.
+        self.send({"prompt": [1, 2, 3], "max_tokens": 2, "extra_args": None})
+        self.drain()
+        core, worker = self.core_state(), self.worker_state()
+        print("engine core:", core)
+        print("worker:", {name: value for name, value in worker.items() if name != "tables"})
+        held = [
+            f"engine core: {core[name]} {name}"
+            for name in ("requests", "uses of sets", "waiting for room")
+            if core[name]
+        ]
+        if core["sets loaded"] != core["sets placed"] or core["sets loaded"] > MAX_SETS:
+            held.append(f"engine core: {core}")
+        front_end = len(self.llm.llm_engine.input_processor.saif._read)
+        for where, n_files in (("engine core", core["files remembered"]), ("front end", front_end)):
+            if n_files > N_SETS:
+                held.append(f"{where}: {n_files} files remembered of {N_SETS}")
+        if worker != self.at_start:
+            held.append(f"worker: expected {self.at_start}, got {worker}")
+        return held
+
+    def compare(self) -> hf_reference.Comparison:
+        """The sampled requests, each alone by Hugging Face."""
+        model, comparison = embedded_sets.load_model(), hf_reference.Comparison()
+        for number, found in self.sampled.items():
+            expected = hf_reference.generate(model, found["sets"], found["request"])
+            for tokens in found.get("tokens", ()):
+                n = len(expected["tokens"]) if found["finished"] else len(tokens)
+                cut = {name: values[:n] for name, values in expected.items()}
+                comparison.add(f"{number}", cut, {"tokens": tokens})
+        return comparison
+
+
+def main() -> int:
+    minutes = float(os.environ.get("SOAK_MINUTES") or 10)
+    soak = Soak(seed=0)
+    began = time.monotonic()
+    soak.run(int(WARM_UP + minutes * A_MINUTE), 60 * minutes)
+    seconds = time.monotonic() - began
+    wrong = soak.fill_all_slots() + soak.leaks()
+    metrics = {metric.name: metric for metric in soak.llm.get_metrics()}
+    soak.count["preemptions"] = int(metrics["vllm:num_preemptions"].value)
+    soak.llm.llm_engine.engine_core.shutdown()
+
+    lines, grows = soak.memory.report()
+    wrong += grows
+    for name in ("aborted", "sets changed", "most waiting for room", "preemptions"):
+        if not soak.count[name]:
+            wrong.append(f"expected some {name}, got none")
+    comparison = soak.compare()
+    wrong += comparison.wrong
+    if len(comparison.excused) > comparison.compared / 50:
+        wrong.append(f"near ties: {len(comparison.excused)} of {comparison.compared}")
+
+    print(f"{soak.count['sent']} requests in {seconds:.0f} s:", dict(soak.count))
+    print("\n".join(lines))
+    print(
+        f"{comparison.compared} outputs against their solo runs: {len(comparison.wrong)} differ, "
+        f"{len(comparison.excused)} more at a near tie"
+    )
+    print("\n".join(f"FAILED: {line}" for line in wrong) or "passed")
+    return bool(wrong)
+
+
+if __name__ == "__main__":  # vLLM starts its processes by importing this file again
+    sys.exit(main())
