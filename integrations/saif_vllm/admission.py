@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.request import SetUse, Steered, parse, without_keys
+
+logger = logging.getLogger("vllm.saif")
 
 Write = Callable[[Placement, Mapping[int, LatentEdits]], None]
 Proceed = Callable[[], None]
@@ -196,7 +200,11 @@ class Admission:
     def _load(self, name: str, offered: Offered) -> None:
         content_hash = offered.latent_set.content_hash
         if content_hash not in self._loaded:
-            self._write(self._slots.place(offered.latent_set), offered.compiled)
+            placement = self._slots.place(offered.latent_set)
+            began = time.perf_counter()
+            self._write(placement, offered.compiled)
+            milliseconds = 1e3 * (time.perf_counter() - began)
+            logger.info("Loaded set %s into slot %d in %.1f ms", name, placement.slot, milliseconds)
             self._loaded[content_hash] = _Set(name)
 
     def _unpin(self, content_hash: str, asked: Asked) -> None:
