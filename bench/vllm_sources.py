@@ -112,7 +112,9 @@ class SourceTree:
     def has(self, owner: _Found, name: str) -> bool:
         """Whether a class or one of its bases declares or sets an attribute."""
         assert isinstance(owner.node, ast.ClassDef)
-        if any(_sets(node, name) for node in ast.walk(owner.node)):
+        if any(_declares(statement, name) for statement in _statements(owner.node.body)):
+            return True
+        if any(f"self.{name}" in _targets(node) for node in ast.walk(owner.node)):
             return True
         bases = [self._base(owner.module, base) for base in owner.node.bases]
         return any(
@@ -143,15 +145,20 @@ def parameters(function: Function) -> list[str]:
     return [argument.arg for argument in [*positional, *last] if argument is not None]
 
 
-def _sets(node: ast.AST, name: str) -> bool:
-    if isinstance(node, Function):
-        return node.name == name
+def _declares(statement: ast.stmt, name: str) -> bool:
+    if isinstance(statement, Function):
+        return statement.name == name
+    return name in _targets(statement)
+
+
+def _targets(node: ast.AST) -> list[str]:
+    """What an assignment gives a value or a type to."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
         targets = [e for t in node.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
     elif isinstance(node, ast.AnnAssign):
         targets = [node.target]
-    return any(ast.unparse(target) in (name, f"self.{name}") for target in targets)
+    return [ast.unparse(target) for target in targets]
 
 
 class _Found:

