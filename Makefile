@@ -21,6 +21,7 @@ LOCK ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 else
 LOCK ?= none
 endif
+PORT ?= 8000
 DEMO_FLAGS ?= $(if $(filter none,$(LOCK)),--runtime transformers)
 
 LOCKED := $(VENV)/.locked-$(LOCK)
@@ -30,8 +31,8 @@ INSTALLED := $(VENV)/.installed
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help setup demo test test-all soak lint bench bench-engine kernels-report gpu-check gpu-bench tiny-model lock \
-  clean
+.PHONY: help setup demo serve-demo test test-all soak lint bench bench-engine kernels-report \
+  gpu-check gpu-bench vllm-matrix tiny-model lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +73,21 @@ demo: setup ## Find latents, steer a real vLLM with them, print the table (the R
 	@$(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
 	$(PY) -m saif_fast.demo --output build/demo $(DEMO_FLAGS)
 
+SERVED := build/serve-demo
+
+$(SERVED)/french.safetensors: | setup
+	@echo "Finding the latents of french in the embedded model"
+	@$(PY) -m saif_fast.cli identify --model embedded --sae embedded --instruction french --auto -o $@ >/dev/null
+
+serve-demo: $(SERVED)/french.safetensors ## Serve the embedded model with a set on PORT (8000); shows how to ask it
+	@printf '%s\n' '' 'When the server says "Application startup complete", in another terminal:' '' \
+	  "curl http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{" \
+	  '  "model": "embedded", "temperature": 0, "max_tokens": 32,' \
+	  '  "messages": [{"role": "user", "content": "Tell me about my black cat in the garden."}],' \
+	  "  \"vllm_xargs\": {\"saif\": \"french*1.2\"}}'" ''
+	@VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=WARNING $(PY) -m saif_fast.cli serve embedded \
+	  --set-dir $(SERVED) --host 127.0.0.1 --port $(PORT) --enforce-eager --dtype float32
+
 test: setup ## All tests but the slow ones, quick ones first (the README's second command)
 	$(PY) -m pytest -m "not slow"
 
@@ -102,6 +118,9 @@ gpu-check: ## The kernels' tests on this machine's GPU; without .venv by python3
 
 gpu-bench: ## The kernels' speed on this machine's GPU, into SAIF_RESULTS (bench/results)/<gpu>; as above
 	PYTHONPATH=kernels$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PY) bench/gpu/run.py bench
+
+vllm-matrix: setup ## The seams' tests on other versions of vLLM (VERSIONS, an hour for all), a table
+	$(PY) -m bench.vllm_matrix $(VERSIONS)
 
 tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
 	$(PY) -m saif_fast.embedded.build

@@ -7,7 +7,7 @@ from typing import Any
 
 from saif_vllm.config import SET_DIR_VARIABLE, engine_args
 
-__all__ = ["SET_DIR_VARIABLE", "engine_args", "report"]
+__all__ = ["SET_DIR_VARIABLE", "engine_args", "report", "residuals"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from saif_vllm.reporting import report
 
         return report
+    if name == "residuals":
+        from saif_vllm.identification import residuals
+
+        return residuals
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.request import SetUse, Steered, parse, without_keys
+
+logger = logging.getLogger("vllm.saif")
 
 Write = Callable[[Placement, Mapping[int, LatentEdits]], None]
 Proceed = Callable[[], None]
@@ -65,7 +69,6 @@ class Admission:
         self._line: deque[tuple[Asked, Proceed]] = deque()  # waiting for room
         self._returning: set[Asked] = set()  # from the line, not yet added again
         self._numbers = itertools.count()
-        self._last_layer = catalog.model.num_layers - 1
 
     @property
     def loaded(self) -> list[str]:
@@ -89,8 +92,8 @@ class Admission:
     def admit(self, request: Any) -> Asked | None:
         """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
 
-        Its parameters are then its own, with a :class:`Steered` in place of the user's keys. Called
-        by the core's input thread.
+        It then has parameters of its own, which carry a :class:`Steered` in place of the user's
+        keys. Called by the core's input thread.
 
         Raises:
             ValueError: as :func:`~saif_vllm.request.parse`.
@@ -98,25 +101,24 @@ class Admission:
         params = request.sampling_params
         if params is None:
             return None
-        parsed = parse(params.extra_args, self._catalog)
-        if parsed is None:
+        asked = parse(params.extra_args, self._catalog)
+        if asked is None:
             return None
-        asked, offered = parsed
         uses = tuple(
             SetUse(
                 name,
-                offered[name].latent_set.content_hash,
+                offered.latent_set.content_hash,
                 strength,
-                changes_kv=offered[name].latent_set.layers[0] < self._last_layer,
+                changes_kv=offered.changes_kv,
             )
-            for name, strength in asked.sets
+            for name, (offered, strength) in asked.sets.items()
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
-        steered = Steered(uses, asked.window, request_id, next(self._numbers))
-        # Children of one request (n > 1) share their parameters where no process lies between.
+        steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
+        # Children of one request (n > 1) share theirs, where front end and core are one process.
         request.sampling_params = copy.copy(params)
         request.sampling_params.extra_args = {**without_keys(params.extra_args), "saif": steered}
-        sets = {found.latent_set.content_hash: found for found in offered.values()}
+        sets = {found.latent_set.content_hash: found for found, _ in asked.sets.values()}
         return Asked(self, request.request_id, steered, sets)
 
     def add(self, asked: Asked, proceed: Proceed, again: Proceed) -> None:
@@ -198,7 +200,11 @@ class Admission:
     def _load(self, name: str, offered: Offered) -> None:
         content_hash = offered.latent_set.content_hash
         if content_hash not in self._loaded:
-            self._write(self._slots.place(offered.latent_set), offered.compiled)
+            placement = self._slots.place(offered.latent_set)
+            began = time.perf_counter()
+            self._write(placement, offered.compiled)
+            milliseconds = 1e3 * (time.perf_counter() - began)
+            logger.info("Loaded set %s into slot %d in %.1f ms", name, placement.slot, milliseconds)
             self._loaded[content_hash] = _Set(name)
 
     def _unpin(self, content_hash: str, asked: Asked) -> None:

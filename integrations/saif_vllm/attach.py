@@ -10,6 +10,7 @@ import torch
 
 from saif_fast.tables import Capacity, Model, SteeringTables
 from saif_kernels import Tally
+from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
 from saif_vllm.op import steering_hook
@@ -40,6 +41,10 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
         "the Rust front end (VLLM_USE_RUST_FRONTEND)": (
             os.environ.get("VLLM_USE_RUST_FRONTEND", "0") != "0"
         ),
+        # Its hooks would be set by the structure probe's forward, before the model is compiled.
+        "layerwise NVTX tracing": getattr(
+            vllm_config.observability_config, "enable_layerwise_nvtx_tracing", False
+        ),
         "an encoder-decoder model": model.is_encoder_decoder,
         "a diffusion model": getattr(model, "is_diffusion", False),
         # Steered KV would leave the engine under the key of plain KV.
@@ -55,7 +60,9 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
 def attach(worker: Any, config: SteeringConfig) -> Steering:
     """Allocate the tables and hook the layers of a worker's model.
 
-    Before the first compiled forward, so that torch.compile traces the hooks.
+    Before the first compiled forward, so that torch.compile traces the hooks. The tables are no
+    part of the model: vLLM reloads a model's weights, and its sleep mode drops them and puts its
+    buffers back as they were, while sets may have been loaded in between.
 
     Raises:
         ValueError: the model's structure is not one that steering knows.
@@ -66,7 +73,6 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
     layers = decoder_layers(model, fits.num_layers)
     streams = verify_streams(runner, vllm_config, layers, config.layers)
     steering = _allocate(config, fits, list(streams), runner.max_num_tokens, vllm_config, device)
-    model.add_module("saif_steering", steering)
     context = vllm_config.compilation_config.static_forward_context
     for layer, table in steering.layers.items():
         name = f"saif.layers.{layer}"
@@ -102,4 +108,10 @@ def _allocate(
     tables = SteeringTables(fits, capacity, device, owned=owned)
     tally = Tally.allocate(len(owned), max_tokens, capacity.max_requests, device)
     proof = Proof(tally, owned, config.warn_dose)
-    return Steering(tables, StepTables(tables.rows, proof, max_tokens), config.max_dose)
+    capture = None
+    if config.max_captures:
+        capture = LastTokenCapture(
+            len(owned), config.max_captures, fits.d_model, fits.dtype, device
+        )
+    step = StepTables(tables.rows, proof, max_tokens, capture)
+    return Steering(tables, step, config.max_dose)

@@ -36,7 +36,7 @@ def check(steering: Steering, runner: Any) -> None:
                 batch = f"a {'decode' if decode else 'prefill'} batch"
                 tables.dose.fill_(-1)
                 output = _with_canary(steering, layer, edits, runner, decode)
-                if not (tables.dose[:, 0, 0] >= 0).any():
+                if (tables.dose[:, 0, 0] < 0).all():
                     raise RuntimeError(
                         f"start-up canary: layer {layer} steered no token of {batch}; "
                         "its hook is not in the model that runs"

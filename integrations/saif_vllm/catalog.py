@@ -19,6 +19,11 @@ class Offered(NamedTuple):
     latent_set: LatentSet
     compiled: dict[int, LatentEdits]
 
+    @property
+    def changes_kv(self) -> bool:
+        """Whether the set edits a layer below the last, so that later layers' KV depends on it."""
+        return self.latent_set.layers[0] < self.latent_set.num_layers - 1
+
 
 class SetCatalog(Collection[str]):
     """Names that requests may use; front ends and engine core have one each, over one directory.

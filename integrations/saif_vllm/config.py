@@ -15,8 +15,23 @@ from pathlib import Path
 from typing import Any
 
 SET_DIR_VARIABLE = "SAIF_SET_DIR"
+DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
 EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
+
+
+def disabled() -> bool:
+    """Whether ``SAIF_DISABLE`` (anything but empty or 0) tells the plugin to do nothing at all."""
+    return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
+
+
+def refuse_disabled() -> None:
+    """Raise RuntimeError where steering is asked for in spite of ``SAIF_DISABLE``."""
+    if disabled():
+        raise RuntimeError(
+            f"{DISABLE_VARIABLE}: expected unset or 0 in an engine that steers, "
+            f"got {os.environ[DISABLE_VARIABLE]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class SteeringConfig:
             passes this at some token is warned of in the log; None: none is.
         max_dose: the change of any token is scaled down to this; None: no cap. It costs a second
             launch at each hooked layer.
+        max_captures: residuals that can be kept at a time for identification, at each hooked layer;
+            0: none, and no op for it.
         version: of this plugin. A graph that was compiled by another version must not be reused.
     """
 
@@ -43,6 +60,7 @@ class SteeringConfig:
     max_strength: float
     warn_dose: float | None
     max_dose: float | None
+    max_captures: int
     version: str
 
     def __post_init__(self) -> None:
@@ -53,6 +71,8 @@ class SteeringConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        if not isinstance(self.max_captures, int) or self.max_captures < 0:
+            raise ValueError(f"max_captures: expected an integer >= 0, got {self.max_captures!r}")
         for name in ("max_strength", "warn_dose", "max_dose"):
             value = getattr(self, name)
             if value is None and name != "max_strength":
@@ -96,6 +116,7 @@ def engine_args(
     max_strength: float = 10.0,
     warn_dose: float | None = None,
     max_dose: float | None = None,
+    max_captures: int = 0,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
@@ -107,14 +128,14 @@ def engine_args(
         set_dir: directory of latent sets (``<name>.safetensors``).
         layers: decoder layers to hook; those of the sets in the directory unless given. They are
             frozen at start, so name those of sets that will be added later.
-        max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose: see
-            :class:`SteeringConfig`.
+        max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose,
+            max_captures: see :class:`SteeringConfig`.
         worker_extension_cls: qualified name of your own worker extension, a subclass of
             ``saif_vllm.worker.SaifWorkerExtension``.
 
     Raises:
         ValueError: a value out of range, no such directory, or no layer to hook.
-        ImportError, RuntimeError: the installed vLLM is not supported.
+        ImportError, RuntimeError: the installed vLLM is not supported, or ``SAIF_DISABLE`` is set.
     """
     from saif_fast.set_dir import SetDirectory
     from saif_vllm import seams
@@ -136,6 +157,7 @@ def engine_args(
         max_strength=float(max_strength),
         warn_dose=warn_dose,
         max_dose=max_dose,
+        max_captures=max_captures,
         version=version("saif-fast"),
     )
     seams.arm()

@@ -67,7 +67,7 @@ class Proof(nn.Module):
     def __init__(self, tally: Tally, layers: Sequence[int], warn_dose: float | None) -> None:
         super().__init__()
         self.tally, self._layers = tally, list(layers)
-        # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
+        # The same tensors under their names.
         for name in ("table", "token_fresh", "dose", "missed"):
             self.register_buffer(name, getattr(tally, name), persistent=False)
         self._asked: dict[int, Steered] = {}  # by row

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from saif_fast.request import REQUEST_KEYS, SteeringRequest, check_combination, parse_request
+from saif_fast.latent_set import LatentSet
+from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
 from saif_kernels import Window
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
+
+CAPTURE_KEY = "saif_capture"  # of identification, see identification.py
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -31,12 +35,14 @@ class Steered(msgspec.Struct, frozen=True):
     Attributes:
         sets: with strengths.
         window: where they apply.
+        capture: row of the store that keeps the last prompt token's residual; -1: not kept.
         request_id: the user's.
         admission: the number of this request in its engine; ids come back, numbers do not.
     """
 
     sets: tuple[SetUse, ...]
     window: Window
+    capture: int = -1
     request_id: str = ""
     admission: int = -1
 
@@ -49,16 +55,19 @@ def _wishes(steered: Steered) -> list[tuple[str, float]]:
     return [(use.content_hash, use.strength) for use in steered.sets]
 
 
-def parse(
-    extra_args: Mapping[str, object] | None, catalog: SetCatalog | None
-) -> tuple[SteeringRequest, dict[str, Offered]] | None:
-    """Validate a user's ``extra_args``; None: not steered.
+class Parsed(NamedTuple):
+    """What a user's ``extra_args`` ask for."""
+
+    sets: dict[str, tuple[Offered, float]]  # with strengths, by name
+    window: Window
+    capture: int
+
+
+def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:
+    """Validate a user's ``extra_args``; None: nothing is asked for.
 
     Args:
         catalog: None: this engine does not steer.
-
-    Returns:
-        What is asked for, and the sets by name.
 
     Raises:
         ValueError: names what is available.
@@ -71,23 +80,37 @@ def parse(
                     f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
                 )
         return None
+    others = dict(extra_args or {})
+    capture = _capture(others.pop(CAPTURE_KEY, None), catalog.config.max_captures)
     asked = parse_request(
-        extra_args,
+        others,
         available=catalog,
         max_strength=catalog.config.max_strength,
         max_sets=catalog.config.max_sets_per_request,
     )
     if asked is None:
-        return None
-    offered = {name: catalog[name] for name, _ in asked.sets}
-    check_combination({name: found.latent_set for name, found in offered.items()})
-    _check_room(offered, catalog.config)
-    return asked, offered
+        return None if capture < 0 else Parsed({}, Window(), capture)
+    sets = {name: (catalog[name], strength) for name, strength in asked.sets}
+    latent_sets = {name: offered.latent_set for name, (offered, _) in sets.items()}
+    check_combination(latent_sets)
+    _check_room(latent_sets.values(), catalog.config)
+    return Parsed(sets, asked.window, capture)
 
 
-def _check_room(offered: Mapping[str, Offered], config: SteeringConfig) -> None:
+def _capture(value: object, max_captures: int) -> int:
+    if value is None:
+        return -1
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < max_captures:
+        raise ValueError(
+            f"{CAPTURE_KEY}: expected an integer from 0 to {max_captures - 1} (the engine's "
+            f"max_captures is {max_captures}), got {value!r}"
+        )
+    return value
+
+
+def _check_room(latent_sets: Iterable[LatentSet], config: SteeringConfig) -> None:
     """Raise ValueError for a request that would wait for ever: its sets never fit together."""
-    sets = {found.latent_set.content_hash: found.latent_set for found in offered.values()}
+    sets = {found.content_hash: found for found in latent_sets}
     if len(sets) > config.max_sets:
         raise ValueError(f"max_sets: expected at most {config.max_sets} sets, got {len(sets)}")
     for layer in config.layers:
@@ -101,7 +124,8 @@ def _check_room(offered: Mapping[str, Offered], config: SteeringConfig) -> None:
 
 def without_keys(extra_args: Mapping[str, object] | None) -> dict[str, object]:
     """A copy of ``extra_args`` without our keys."""
-    return {key: value for key, value in (extra_args or {}).items() if key not in REQUEST_KEYS}
+    ours = (*REQUEST_KEYS, CAPTURE_KEY)
+    return {key: value for key, value in (extra_args or {}).items() if key not in ours}
 
 
 def read(extra_args: Mapping[str, object] | None) -> Steered | None:

@@ -16,30 +16,35 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig
+from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig, refuse_disabled
 
-VLLM_RANGE = ((0, 32), (0, 33))  # >= 0.32, < 0.33
+VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
 _MARK = "__saif__"
 
 
 class Seam(NamedTuple):
-    """A method of vLLM, and the parameters that it begins with."""
+    """A function of vLLM, and the parameters that it begins with."""
 
     module: str
-    owner: str
+    owner: str  # the class; "" of a function of the module
     name: str
     parameters: tuple[str, ...]
 
     def check(self, owner: Any) -> Callable[..., Any]:
-        """The method as ``owner``, a class, has it.
+        """The function as ``owner``, a class or the module, has it.
 
         Raises:
             RuntimeError: there is none, or its parameters are others.
         """
         function: Callable[..., Any] | None = getattr(owner, self.name, None)
-        where = f"{owner.__module__}.{owner.__qualname__}.{self.name}"
+        named = (
+            owner.__name__
+            if inspect.ismodule(owner)
+            else f"{owner.__module__}.{owner.__qualname__}"
+        )
+        where = f"{named}.{self.name}"
         if not callable(function):
-            raise RuntimeError(f"vLLM seam {where}: expected a method, got nothing")
+            raise RuntimeError(f"vLLM seam {where}: expected a function, got nothing")
         got = tuple(inspect.signature(function).parameters)
         if got[: len(self.parameters)] != self.parameters:
             raise RuntimeError(
@@ -58,6 +63,8 @@ INIT_FRONT_END = Seam(_FRONT, "InputProcessor", "__init__", ("self", "vllm_confi
 PROCESS_INPUTS = Seam(
     _FRONT, "InputProcessor", "process_inputs", ("self", "request_id", "prompt", "params")
 )
+# Server: its application, before any other middleware is added, which so is further out.
+SERVE_ROUTERS = Seam("vllm.entrypoints.serve", "", "register_vllm_serve_api_routers", ("app",))
 # Engine core: its start, and each request's way in (before block hashes are made) and end.
 INIT_KV_CACHES = Seam(_CORE, "EngineCore", "_initialize_kv_caches", ("self", "vllm_config"))
 PREPROCESS_REQUEST = Seam(_CORE, "EngineCore", "preprocess_add_request", ("self", "request"))
@@ -85,8 +92,10 @@ def arm() -> None:
     """Patch the front end and the engine core in this process; again is harmless.
 
     Raises:
-        RuntimeError: this vLLM is outside the supported range, or a seam is not as expected.
+        RuntimeError: this vLLM is outside the supported range, a seam is not as expected, or
+            ``SAIF_DISABLE`` is set.
     """
+    refuse_disabled()
     _check_version()
     for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
         # Those that were made before this have never read a configuration: they do not steer.
@@ -101,6 +110,11 @@ def arm() -> None:
     _wrap(FREE_REQUEST, _free_request)
 
 
+def arm_server() -> None:
+    """Put the guard of HTTP requests into every server of this process; again is harmless."""
+    _wrap(SERVE_ROUTERS, _register_routers)
+
+
 def arm_worker() -> None:
     """Patch the loading of a model in this process; again is harmless."""
     _wrap(LOAD_MODEL, _load_model)
@@ -112,6 +126,7 @@ def require_armed() -> None:
     The engine core and the front end load plugins by the same rule, so a plugin that is missing
     here is missing there.
     """
+    refuse_disabled()
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN_NAME not in allowed.split(","):
         raise RuntimeError(
@@ -137,7 +152,8 @@ def _check_version() -> None:
 
 
 def _owner(seam: Seam) -> Any:
-    return getattr(importlib.import_module(seam.module), seam.owner)
+    module = importlib.import_module(seam.module)
+    return getattr(module, seam.owner) if seam.owner else module
 
 
 def _is_ours(function: Any) -> bool:
@@ -167,7 +183,18 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
         require_armed()
         _check_extension(vllm_config.parallel_config.worker_extension_cls)
         self.saif = SetCatalog.of(vllm_config, config)
+        # Not before: only a server has the modules that this imports, and its front end is made
+        # before its application.
+        arm_server()
     original(self, vllm_config, *args, **kwargs)
+
+
+def _register_routers(original: Any, app: Any) -> Any:
+    from saif_vllm.http import SteeringGuard
+
+    # The innermost: the API key is checked before, and metrics count what is refused.
+    app.add_middleware(SteeringGuard)
+    return original(app)
 
 
 def _check_extension(name: str) -> None:
@@ -186,13 +213,16 @@ def _check_extension(name: str) -> None:
 def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    from saif_vllm.metrics import count_request
     from saif_vllm.validation import check_parameters, check_prompt, refused
 
     with refused():
-        steered = check_parameters(params, self.saif)
+        asked = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
-    with refused():
-        check_prompt(request, steered)
+    if asked is not None:
+        with refused():
+            check_prompt(request, asked)
+        count_request(asked)
     return request
 
 
@@ -204,6 +234,13 @@ def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
 
     config = SteeringConfig.of(vllm_config)
     self.saif = None
+    if config is not None:
+        scheduler = vllm_config.scheduler_config.get_scheduler_cls()
+        if not _is_ours(getattr(scheduler, FREE_REQUEST.name, None)):
+            raise RuntimeError(
+                f"scheduler_cls: expected a subclass of vLLM's Scheduler that leaves "
+                f"{FREE_REQUEST.name} alone, which tells when a request ends, got {scheduler}"
+            )
     result = original(self, vllm_config)
     if config is not None:
         rpc = self.model_executor.collective_rpc
@@ -224,7 +261,9 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
         return original(self, request)
     hasher = self.request_block_hasher
     if hasher is not None and not isinstance(hasher, SteeredHasher):
-        self.request_block_hasher = SteeredHasher(hasher, self.scheduler.hash_block_size)
+        # The scheduler has it as an attribute from vLLM 0.26 on.
+        block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
+        self.request_block_hasher = SteeredHasher(hasher, block_size)
     asked = self.saif.admit(request)
     result = original(self, request)
     result[0].saif = asked

@@ -1,4 +1,4 @@
-"""All that steers in one worker, as one child module of the model."""
+"""All that steers in one worker."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class LayerSteering(nn.Module):
         self, bank: SteeringBank, step: StepTables, index: int, max_dose: float | None
     ) -> None:
         super().__init__()
-        self.bank, self.step, self.max_dose = bank, step, max_dose
+        self.bank, self.step, self.index, self.max_dose = bank, step, index, max_dose
         self.dose: Tensor = step.proof.tally.dose[index]
-        # The same tensors under their names: vLLM's sleep mode saves and refills a model's buffers.
+        # The same tensors under their names.
         for name, table in bank._asdict().items():
             self.register_buffer(name, table, persistent=False)
 
     def steer(self, hidden: Tensor, residual: Tensor | None) -> None:
         """Steer ``hidden`` [T, d_model] in place; called by the op."""
         step = self.step
+        if step.capture is not None:
+            step.capture.keep(self.index, hidden, residual)
         steer_(
             hidden,
             residual,

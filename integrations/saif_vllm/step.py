@@ -1,8 +1,7 @@
 """The batch of the current step, as device tables: a row per steered request, a row and a scale per
 token.
 
-All are allocated once and filled in place, since a CUDA graph keeps the pointers it captured. They
-are buffers of the model, so that vLLM's sleep mode keeps them.
+All are allocated once and filled in place, since a CUDA graph keeps the pointers it captured.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from saif_kernels import RequestRows, prepare_steps
 from saif_kernels.rows import copy_to
+from saif_vllm.capture import LastTokenCapture, Wanted
 from saif_vllm.proof import Proof
 from saif_vllm.request import read
 
@@ -41,13 +41,19 @@ class StepTables(nn.Module):
         rows: one for each request of a batch.
         proof: counts what was steered.
         max_tokens: in a batch.
+        capture: keeps residuals for identification; None: no request asks for that.
     """
 
-    def __init__(self, rows: RequestRows, proof: Proof, max_tokens: int) -> None:
+    def __init__(
+        self,
+        rows: RequestRows,
+        proof: Proof,
+        max_tokens: int,
+        capture: LastTokenCapture | None = None,
+    ) -> None:
         super().__init__()
-        self.rows, self.proof = rows, proof
+        self.rows, self.proof, self.capture = rows, proof, capture
         device = rows.table.device
-        # vLLM refills buffers in place, so views of this one stay what they are.
         self.register_buffer("request_rows", rows.table, persistent=False)
         self.register_buffer("token_row", None, persistent=False)
         self.register_buffer("token_scale", None, persistent=False)
@@ -84,6 +90,8 @@ class StepTables(nn.Module):
         moved = batch != self._batch
         if moved:
             self._assign(batch)
+        if self.capture is not None:
+            self.capture.begin(query_start_loc, positions)
         steers = len(self._free) < len(self.rows.table)
         if not (steers or self._filled):
             return
@@ -135,10 +143,19 @@ class StepTables(nn.Module):
             if request not in held:
                 held[request] = self._take_row(request)
         self._batch = batch
+        if self.capture is not None:
+            asked = [read(request.extra_args) for request in batch]
+            self.capture.assign(
+                [
+                    Wanted(i, steered.capture, batch[i].prompt_len - 1)
+                    for i, steered in enumerate(asked)
+                    if steered is not None and steered.capture >= 0
+                ]
+            )
 
     def _take_row(self, request: BatchRequest) -> int:
         steered = read(request.extra_args)
-        if steered is None:
+        if steered is None or not steered.sets:
             return -1
         row = self._free.pop()
         pairs = [(use.slot, use.strength) for use in steered.sets]

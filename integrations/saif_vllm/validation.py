@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from saif_fast.request import SteeringRequest
-from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import parse
-
-Parsed = tuple[SteeringRequest, dict[str, Offered]]
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.metrics import count_refusal
+from saif_vllm.request import Parsed, parse
+from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
 
 @contextmanager
@@ -21,6 +20,7 @@ def refused() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        count_refusal()
         raise SteeringRequestError(str(error)) from error
 
 
@@ -33,21 +33,25 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     from vllm.sampling_params import SamplingParams
 
     if isinstance(params, SamplingParams):
-        return parse(params.extra_args, catalog)
+        asked = parse(params.extra_args, catalog)
+        if asked is not None:
+            scores = any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
+            check_scope(asked, scores)
+        return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")
     return None
 
 
-def check_prompt(request: Any, asked: Parsed | None) -> None:
+def check_prompt(request: Any, asked: Parsed) -> None:
     """Raise ValueError for a prompt that comes in pieces and is steered below the last layer.
 
     Where such a prompt ends moves, but the KV of its first pieces stays as it was steered.
     """
-    if asked is None or not request.resumable:
+    if not request.resumable:
         return
-    for name, offered in asked[1].items():
-        if offered.latent_set.layers[0] < offered.latent_set.num_layers - 1:
+    for name, (offered, _) in asked.sets.items():
+        if offered.changes_kv:
             raise ValueError(
                 f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
                 f"edits layer {offered.latent_set.layers[0]}"

@@ -38,6 +38,19 @@ class SaifWorkerExtension:
         """Load a set."""
         self.saif_steering.write(placement, compiled)
 
+    def saif_captured(self, n_rows: int) -> list[tuple[int, bytes]]:
+        """The first rows of the residuals that were kept: each layer, with [n_rows, d_model] fp32.
+
+        Raises:
+            ValueError: this engine keeps none.
+        """
+        capture = self.saif_steering.step.capture
+        if capture is None:
+            raise ValueError("max_captures: expected an engine that keeps residuals, got 0")
+        kept = capture.store[:, :n_rows].float().cpu().numpy()
+        layers = self.saif_steering.layers
+        return [(layer, rows.tobytes()) for layer, rows in zip(layers, kept, strict=True)]
+
     def saif_report(self) -> list[dict[str, Any]]:
         """What was done for each request, as :class:`~saif_vllm.proof.RequestReport` has it."""
         step = self.saif_steering.step

@@ -227,6 +227,9 @@ def steer_token(
         scale = tl.load(tokens.scale + i_t)
         p_hidden = x.hidden + i_t * x.hidden_stride + o_d
         b_hidden = tl.load(p_hidden, mask=m_d, other=0.0)
+        if p_dose is not None:  # at once: what is held until the end takes registers
+            b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+            tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0), mask=scale != 0)
         b_change = token_change(
             x,
             bank,
@@ -244,10 +247,8 @@ def steer_token(
             BLOCK_K,
         )
         if scale != 0:
-            if p_dose is not None:  # x is read late: held till here, it would cost registers
-                b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+            if p_dose is not None:
                 tl.store(dose_at(p_dose, i_t, i_part), tl.sum(b_change * b_change, axis=0))
-                tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0))
             if WRITE:
                 b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
                 tl.store(p_hidden, b_steered, mask=m_d)

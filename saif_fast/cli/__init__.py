@@ -1,4 +1,4 @@
-"""The ``saif`` command: identify, make, inspect, generate, eval, export."""
+"""The ``saif`` command: identify, make, inspect, generate, eval, export; serve is saif_vllm's."""
 
 from __future__ import annotations
 

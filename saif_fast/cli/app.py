@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+# Commands of integrations: functions of the list of arguments; the docstring is the help.
+ENTRY_POINTS = "saif_fast.commands"
 
 # Results go to stdout, everything about them to stderr. A pipe has no width: nothing is folded.
 out = Console(width=None if sys.stdout.isatty() else 200)
@@ -32,6 +37,38 @@ class OneSentence(TyperGroup):
                 _fail(f"this needs the package {package}; install it with: pip install {package}")
             except (ValueError, OSError, ImportError) as error:
                 _fail(str(error))
+
+
+class WithIntegrations(OneSentence):
+    """Has the commands of the group ``saif_fast.commands`` too, each loaded when it is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(_integrations())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        found = _integrations().get(cmd_name) if command is None else None
+        return command if found is None else _passing_all(found.name, found.load())
+
+
+def _integrations() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _passing_all(name: str, function: Callable[[list[str]], None]) -> Any:
+    """A command that leaves its arguments, ``--help`` among them, to ``function``."""
+    single = typer.Typer(add_completion=False)
+    settings = {
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    }
+
+    @single.command(name, help=function.__doc__, context_settings=settings)
+    def command(ctx: typer.Context) -> None:
+        function(ctx.args)
+
+    return typer.main.get_command(single)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
@@ -61,7 +98,7 @@ def quiet() -> None:
 
 
 app = typer.Typer(
-    cls=OneSentence,
+    cls=WithIntegrations,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

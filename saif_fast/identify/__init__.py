@@ -1,6 +1,6 @@
 """Which SAE latents make a model follow an instruction: from contrast pairs to a latent set."""
 
-from saif_fast.identify.activations import ActivationSet, collect, plain_texts
+from saif_fast.identify.activations import ActivationSet, ResidualSource, collect, plain_texts
 from saif_fast.identify.pairs import ContrastPair, ContrastPairs, build_pairs, load_pairs
 from saif_fast.identify.statistics import LatentStatistics, diff_in_means, identify
 
@@ -9,6 +9,7 @@ __all__ = [
     "ContrastPair",
     "ContrastPairs",
     "LatentStatistics",
+    "ResidualSource",
     "build_pairs",
     "collect",
     "diff_in_means",

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saif_fast import hf
 from saif_fast.identify.pairs import ContrastPairs
@@ -43,8 +43,52 @@ def plain_texts() -> list[str]:
     return Path(__file__).with_name("plain_text.txt").read_text(encoding="utf-8").splitlines()
 
 
+class ResidualSource(Protocol):
+    """A model that can be asked for its residual stream after decoder blocks."""
+
+    name: str  # as records have it
+    num_layers: int
+
+    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU."""
+
+    def every(
+        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
+    ) -> dict[int, Tensor]:
+        """That of every token but those of id ``without``: [tokens, d_model] fp32, on the CPU."""
+
+
+class TransformersResiduals:
+    """:class:`ResidualSource` of a transformers model, in batches of so many padded tokens."""
+
+    def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
+        self._model, self._batch_tokens = model, batch_tokens
+        self.name, self.num_layers = hf.model_name(model), len(hf.decoder_layers(model))
+
+    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """See :class:`ResidualSource`."""
+        d_model = self._model.config.get_text_config().hidden_size
+        found = {layer: torch.empty(len(ids), d_model) for layer in layers}
+        for batch, _, _, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
+            for layer in layers:
+                found[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
+        return found
+
+    def every(
+        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
+    ) -> dict[int, Tensor]:
+        """See :class:`ResidualSource`."""
+        d_model = self._model.config.get_text_config().hidden_size
+        kept: dict[int, list[Tensor]] = {layer: [torch.empty(0, d_model)] for layer in layers}
+        for _, tokens, real, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
+            chosen = real if without is None else real & (tokens != without)
+            for layer in layers:
+                kept[layer].append(hidden[layer][chosen].float().cpu())
+        return {layer: torch.cat(rows) for layer, rows in kept.items()}
+
+
 def collect(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ResidualSource,
     tokenizer: PreTrainedTokenizerBase,
     pairs: ContrastPairs,
     layers: Sequence[int],
@@ -57,30 +101,19 @@ def collect(
 
     ``chat`` applies the chat template to the pairs' prompts (None: if the tokenizer has one), never
     to the ``plain`` texts (None: :func:`plain_texts`). ``batch_tokens`` of a forward, padding
-    included, bound the memory. ValueError for a layer that the model lacks or a template that the
-    tokenizer lacks.
+    included, bound the memory of a transformers model. ValueError for a layer that the model lacks
+    or a template that the tokenizer lacks.
     """
-    num_layers = len(hf.decoder_layers(model))
+    source = TransformersResiduals(model, batch_tokens) if isinstance(model, nn.Module) else model
     chat = tokenizer.chat_template is not None if chat is None else chat
     # Negatives repeat across wordings; every distinct prompt is run once.
     prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
     ids = hf.encode_texts(tokenizer, hf.chat_texts(tokenizer, prompts) if chat else prompts)
-    d_model = model.config.get_text_config().hidden_size
-    last = {layer: torch.empty(len(ids), d_model) for layer in layers}
-    for batch, _, _, hidden in hf.residuals(model, ids, layers, batch_tokens):
-        for layer in layers:
-            last[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
+    last = source.last(ids, layers)
 
-    kept: dict[int, list[Tensor]] = {layer: [torch.empty(0, d_model)] for layer in layers}
     origin = "built-in everyday English" if plain is None else f"{len(plain)} texts given"
     texts = plain_texts() if plain is None else plain
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    ids = hf.encode_texts(tokenizer, texts)
-    for _, tokens, real, hidden in hf.residuals(model, ids, layers, batch_tokens):
-        if tokenizer.bos_token_id is not None:
-            real = real & (tokens != tokenizer.bos_token_id)  # its residual is like no other's
-        for layer in layers:
-            kept[layer].append(hidden[layer][real].float().cpu())
 
     row = {prompt: i for i, prompt in enumerate(prompts)}
     positive = torch.tensor([row[pair.positive] for pair in pairs.pairs])
@@ -88,10 +121,11 @@ def collect(
     return ActivationSet(
         positive={layer: last[layer][positive] for layer in layers},
         negative={layer: last[layer][negative] for layer in layers},
-        plain={layer: torch.cat(kept[layer]) for layer in layers},
+        # The residual of BOS is like no other's.
+        plain=source.every(hf.encode_texts(tokenizer, texts), layers, tokenizer.bos_token_id),
         pairs=pairs,
-        model_name=hf.model_name(model),
-        num_layers=num_layers,
+        model_name=source.name,
+        num_layers=source.num_layers,
         chat=chat,
         plain_name=f"{origin}, sha256 {digest[:12]}",
     )

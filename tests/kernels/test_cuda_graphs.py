@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from saif_kernels import (
+    Tally,
     Window,
     add_steer_rms_norm,
     encode_moments,
     encode_topk,
     prepare_steps,
     steer_,
+    tally_steps,
     topk_rank,
 )
+from saif_kernels.tally import PLANNED, STEERED, columns
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_inputs import DEVICE
@@ -132,6 +135,44 @@ def test_a_step_replays_with_new_positions_and_requests() -> None:
         step()
         assert torch.equal(replayed, static.hidden)
         assert not torch.equal(replayed, fresh.hidden)
+
+
+@pytest.mark.parametrize("max_dose", [None, 0.1], ids=["no-cap", "cap"])
+@pytest.mark.parametrize(
+    ("n_tokens", "d_model"), [(40, 64), (40, 8192), (128, 64)], ids=["few", "few-split", "tiles"]
+)
+def test_a_step_replays_with_its_tally(n_tokens: int, d_model: int, max_dose: float | None) -> None:
+    static = make_case(n_tokens=n_tokens, d_model=d_model).to(DEVICE)
+    tally = Tally.allocate(1, n_tokens, 4, DEVICE)
+    starts = torch.tensor([0, 9, 20, 20, n_tokens - 3], dtype=torch.int32, device=DEVICE)
+    request_row = torch.tensor([0, -1, 2, 3], dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(n_tokens, device=DEVICE)
+
+    def step() -> None:
+        batch = (static.token_row, static.token_scale, starts, request_row, positions)
+        prepare_steps(*batch, static.rows, tally.token_fresh, tally.counts)
+        steer_(*static, dose=tally.dose[0], max_dose=max_dose)
+        tally_steps(static.token_row, tally)
+
+    def tallied(launch: Callable[[], object], hidden: Tensor) -> tuple[Tensor, ...]:
+        for row in range(4):
+            tally.clear(row)
+        static.hidden.copy_(hidden)
+        launch()
+        return static.hidden.clone(), *(table.clone() for table in columns(tally.table))
+
+    replay = captured(step)
+    for seed in (1, 2):
+        fresh = make_case(n_tokens=n_tokens, d_model=d_model, seed=seed).to(DEVICE)
+        fill(static, fresh)
+        for row in (0, 3):
+            static.rows.write(row, [(row % 2, 0.5), (2, 1.0)], 2 + seed)
+        replayed, launched = (tallied(launch, fresh.hidden) for launch in (replay, step))
+        assert (launched[1][:, STEERED] > 0).tolist() == [True, False, False, True]
+        assert torch.equal(launched[1][:, PLANNED], launched[1][:, STEERED])
+        # The sums of doses are of any order.
+        torch.testing.assert_close(replayed, launched, rtol=1e-6, atol=0)
+        assert tally.missed.item() == 0 and (tally.dose == -1).all()
 
 
 class Sae(NamedTuple):

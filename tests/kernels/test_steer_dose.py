@@ -90,8 +90,22 @@ def test_equals_float64(factors: dict[str, object], regime: None) -> None:
     factors = dict(factors)
     op, layout, n_live = (factors.pop(name) for name in ("op", "layout", "n_live"))
     case = make_case(latents=(n_live, n_live // 2, n_live), **factors)
-    case.token_row[-1], case.token_scale[-1] = 1, 0.5  # one at least
+    case.token_row[0], case.token_scale[0] = 1, 0.0  # one of each at least
+    case.token_row[-1], case.token_scale[-1] = 1, 0.5
     check(OPS[op], case.to(DEVICE), layout)
+
+
+@pytest.mark.parametrize("latents", [(5,), (15, 7, 15)], ids=["up-to-16", "up-to-64"])
+@pytest.mark.parametrize("d_model", [300, 1024])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("regime", [MANY], indirect=True)
+def test_a_tile_adds_up_over_its_steps(
+    dtype: torch.dtype, d_model: int, latents: tuple[int, ...], regime: None
+) -> None:
+    shape = {"n_tokens": 20, "d_model": d_model, "max_pairs": len(latents)}
+    case = make_case(latents=latents, dtype=dtype, one_combination=True, **shape)
+    assert steer.steer_blocks(20, d_model, dtype.itemsize).tile_d < d_model
+    check(OPS["kernel"], case.to(DEVICE))
 
 
 @pytest.mark.parametrize("op", OPS)

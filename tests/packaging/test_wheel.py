@@ -28,6 +28,7 @@ ENTRY_POINTS = {
     ("console_scripts", "saif"): "saif_fast.cli:main",
     ("saif_fast.runtimes", "vllm"): "saif_vllm.runtime:VllmRuntime",
     ("saif_fast.runtimes", "transformers"): "saif_transformers.runtime:TransformersRuntime",
+    ("saif_fast.commands", "serve"): "saif_vllm.serve:serve",
     ("vllm.general_plugins", "saif"): "saif_vllm.plugin:register",
 }
 

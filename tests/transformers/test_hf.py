@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from saif_fast import hf
 
@@ -55,6 +55,27 @@ def test_decoder_layers() -> None:
     t5 = T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2))
     with pytest.raises(ValueError, match="decoder-only"):
         hf.decoder_layers(t5)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("gpt2", "transformer.h"),
+        ("gpt_neox", "gpt_neox.layers"),
+        ("phi", "model.layers"),
+        ("cohere", "model.layers"),
+        ("gemma3_text", "model.layers"),
+        ("qwen3_moe", "model.layers"),
+    ],
+)
+def test_decoder_layers_whatever_they_are_called(model_type: str, name: str) -> None:
+    # As many experts as layers, and no memory.
+    config = AutoConfig.for_model(
+        model_type, num_hidden_layers=4, num_experts=4, hidden_size=64, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert hf.decoder_layers(model) is model.get_submodule(name)
 
 
 def test_the_configs_own_name_wins() -> None:

@@ -188,3 +188,14 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
             core.end(running)
     assert core.admission.waiting == 0
     assert len(asked) > 500
+
+
+def test_requests_that_share_their_parameters_are_admitted_each(core: Core) -> None:
+    # As those of n > 1 do.
+    first, second = core_request({"saif": "a"}, "0-x"), core_request(None, "1-x")
+    second.sampling_params = shared = first.sampling_params
+    for request in (first, second):
+        asked = core.admission.admit(request)
+        assert asked is not None
+        assert request.sampling_params.extra_args == {"saif": asked.steered}
+    assert shared.extra_args == {"saif": "a"}

@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "max_strength": 10.0,
     "warn_dose": None,
     "max_dose": 0.5,
+    "max_captures": 0,
     "version": version("saif-fast"),
 }
 
@@ -43,6 +44,7 @@ GOOD: dict[str, Any] = {
         {"max_strength": None},
         {"warn_dose": 0},
         {"max_dose": "high"},
+        {"max_captures": -1},
     ],
     ids=str,
 )

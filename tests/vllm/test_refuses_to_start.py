@@ -112,6 +112,7 @@ def refused(owner, name, value):
         setattr(owner, name, value)
     try:
         seams.arm()
+        seams.arm_server()
         seams.arm_worker()
     except RuntimeError as error:
         print(error)
@@ -123,7 +124,8 @@ def refused(owner, name, value):
 patched = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
            and "worker.gpu." not in seam.module]
 for seam in patched:
-    owner = getattr(importlib.import_module(seam.module), seam.owner)
+    module = importlib.import_module(seam.module)
+    owner = getattr(module, seam.owner) if seam.owner else module
     refused(owner, seam.name, lambda self, something_else: None)
     refused(owner, seam.name, 3)
 refused(vllm.version, "__version_tuple__", (0, 23, 0))
@@ -138,9 +140,9 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
-    assert "EngineCore.preprocess_add_request: expected a method, got nothing" in done.stdout
+    assert "EngineCore.preprocess_add_request: expected a function, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
-    assert "8 patched" in done.stdout
+    assert "9 patched" in done.stdout
 
 
 BAD_SETS = """

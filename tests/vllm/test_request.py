@@ -112,11 +112,12 @@ def test_sets_that_never_fit_together_are_refused(set_dir: Path) -> None:
 
 def test_streaming_input_is_for_the_last_layer(offered: SetCatalog) -> None:
     def check(text: str, resumable: bool) -> None:
-        check_prompt(SimpleNamespace(resumable=resumable), parse({"saif": text}, offered))
+        asked = parse({"saif": text}, offered)
+        assert asked is not None
+        check_prompt(SimpleNamespace(resumable=resumable), asked)
 
     check("add_last", True)
     check("clamp_middle", False)
-    check_prompt(SimpleNamespace(resumable=True), None)
     with pytest.raises(ValueError, match="at the last layer with streaming input, got 'both'"):
         check("both + add_last", True)
 

@@ -35,6 +35,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too_many": ({"saif": "add_last + vector_last + both + add_middle + scale_last"}, "at most 4"),
     "same_latent": ({"saif": "clamp_last + ablate_last"}, "both set latent"),
     "scope": ({"saif": "add_last", "saif_scope": "everything"}, "generated, prompt, all"),
+    "nothing_shows": ({"saif": "add_last", "saif_scope": "prompt"}, "but the first token"),
     "start": ({"saif": "add_last", "saif_start": -1}, "saif_start"),
     "decay": ({"saif": "add_last", "saif_decay": "nan"}, "saif_decay"),
 }

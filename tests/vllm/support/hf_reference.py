@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,9 +16,16 @@ NEAR_TIE = 1e-3  # a gap of logprobs that another order of summation may turn ov
 
 
 def generate(
-    model: Any, sets: Mapping[str, LatentSet], request: Mapping[str, Any]
+    model: Any,
+    sets: Mapping[str, LatentSet],
+    request: Mapping[str, Any],
+    allowed: Sequence[int] | None = None,
 ) -> dict[str, list[Any]]:
-    """One request alone, greedy: tokens, and the top two logprobs' gap at each."""
+    """One request alone, greedy: tokens, the logprob of each, and its gap to the second best.
+
+    Args:
+        allowed: the tokens that may be generated; None: all.
+    """
     ids = torch.tensor([request["prompt"]])
     with steer(model, sets, request["extra_args"]), torch.no_grad():
         output = model.generate(
@@ -26,12 +33,29 @@ def generate(
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=request["max_tokens"],
+            prefix_allowed_tokens_fn=None if allowed is None else lambda *_: list(allowed),
             output_logits=True,
+            output_scores=True,
             return_dict_in_generate=True,
         )
-    best = torch.stack(output.logits, dim=1)[0].log_softmax(-1).topk(2).values
-    tokens = output.sequences[0, ids.shape[1] :].tolist()
-    return {"tokens": tokens, "gaps": (best[:, 0] - best[:, 1]).tolist()}
+    tokens = output.sequences[0, ids.shape[1] :]
+    best = torch.stack(output.scores, dim=1)[0].topk(2).values  # of the allowed ones
+    logprobs = torch.stack(output.logits, dim=1)[0].log_softmax(-1)
+    return {
+        "tokens": tokens.tolist(),
+        "gaps": (best[:, 0] - best[:, 1]).tolist(),
+        "logprobs": logprobs.gather(1, tokens[:, None])[:, 0].tolist(),
+    }
+
+
+def prompt_logprobs(
+    model: Any, sets: Mapping[str, LatentSet], request: Mapping[str, Any]
+) -> list[float]:
+    """The logprob of each token of the prompt but the first, given those before it."""
+    ids = torch.tensor([request["prompt"]])
+    with steer(model, sets, request["extra_args"]), torch.no_grad():
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+    return logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
 
 
 @dataclass

@@ -24,6 +24,7 @@ def config(**changes: Any) -> SteeringConfig:
         "max_strength": 10.0,
         "warn_dose": None,
         "max_dose": None,
+        "max_captures": 0,
         "version": "1",
     }
     return SteeringConfig(**{**values, **changes})

@@ -1,6 +1,7 @@
-"""One engine in a process of its own: reads a job (JSON), serves its batches, writes what came out.
+"""Engines in a process of their own, one after the other: reads jobs (JSON), serves the batches of
+each, writes what came out.
 
-python scenario.py JOB RESULT
+python scenario.py JOBS RESULTS
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import msgspec
 def start(job: dict[str, Any]) -> Any:
     import vllm
 
+    return vllm.LLM(**engine_options(job))
+
+
+def engine_options(job: dict[str, Any]) -> dict[str, Any]:
     options = dict(job["engine"])
     if job["set_dir"] is not None:
         import saif_vllm
 
         options |= saif_vllm.engine_args(job["set_dir"], **job["engine_args"])
-    return vllm.LLM(**options)
+    return options
 
 
 def change_sets(set_dir: str, change: dict[str, str | None]) -> None:
@@ -39,36 +44,64 @@ def change_sets(set_dir: str, change: dict[str, str | None]) -> None:
 
 
 def serve(llm: Any, batch: list[dict[str, Any]]) -> Any:
-    from vllm import SamplingParams
-
     prompts = [{"prompt_token_ids": request["prompt"]} for request in batch]
     for prompt, request in zip(prompts, batch, strict=True):
         if "cache_salt" in request:
             prompt["cache_salt"] = request["cache_salt"]
-    params = [
-        SamplingParams(
-            temperature=0,
-            logprobs=2,
-            ignore_eos=True,
-            max_tokens=request["max_tokens"],
-            extra_args=request.get("extra_args"),
-        )
-        for request in batch
-    ]
-    before = [repr(p) for p in params]
+    params = [sampling_params(request) for request in batch]
+    loras = [lora_request(request.get("lora")) for request in batch]
+    before = [repr(p.extra_args) for p in params]
     try:
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=loras)
     except ValueError as error:
         return {"error": str(error), "type": type(error).__name__}
-    assert before == [repr(p) for p in params], "a caller's SamplingParams was changed"
+    assert before == [repr(p.extra_args) for p in params], "a caller's extra_args were changed"
     return [
         {
-            "tokens": list(output.outputs[0].token_ids),
-            "gaps": [top_two_gap(step) for step in output.outputs[0].logprobs],
+            **completion(output.outputs[0]),
+            "others": [completion(one) for one in output.outputs[1:]],  # of n > 1
             "cached": output.num_cached_tokens,
+            "prompt_logprobs": [
+                step[token].logprob
+                for token, step in zip(
+                    output.prompt_token_ids, output.prompt_logprobs or (), strict=False
+                )
+                if step is not None
+            ],
         }
         for output in outputs
     ]
+
+
+def sampling_params(request: dict[str, Any]) -> Any:
+    """A request's ``max_tokens``, ``extra_args``, and whatever else of vLLM's in ``params``."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    others = dict(request.get("params", {}))
+    if "structured_outputs" in others:
+        others["structured_outputs"] = StructuredOutputsParams(**others["structured_outputs"])
+    return SamplingParams(
+        **{"temperature": 0, "logprobs": 2, "ignore_eos": True, **others},
+        max_tokens=request["max_tokens"],
+        extra_args=request.get("extra_args"),
+    )
+
+
+def lora_request(path: str | None) -> Any:
+    """Of the adapter in a directory; None: none."""
+    from vllm.lora.request import LoRARequest
+
+    return None if path is None else LoRARequest(path, 1, path)
+
+
+def completion(output: Any) -> dict[str, Any]:
+    steps = zip(output.token_ids, output.logprobs, strict=True)
+    return {
+        "tokens": list(output.token_ids),
+        "gaps": [top_two_gap(step) for step in output.logprobs],
+        "logprobs": [step[token].logprob for token, step in steps],
+    }
 
 
 def top_two_gap(logprobs: dict[int, Any]) -> float:
@@ -76,15 +109,19 @@ def top_two_gap(logprobs: dict[int, Any]) -> float:
     return best[0] - best[1]
 
 
-def preemptions(llm: Any) -> int:
-    if not llm.llm_engine.log_stats:
-        return 0
-    counted = {metric.name: metric for metric in llm.get_metrics()}
-    return int(counted["vllm:num_preemptions"].value)
+def counters(llm: Any) -> dict[str, int]:
+    """What vLLM counted, as ``num_preemptions``; nothing unless its statistics are on."""
+    from vllm.v1.metrics.reader import Counter
+
+    metrics = llm.get_metrics() if llm.llm_engine.log_stats else []
+    return {
+        metric.name.removeprefix("vllm:"): int(metric.value)
+        for metric in metrics
+        if isinstance(metric, Counter)
+    }
 
 
-def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+def run(job: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     llm = start(job)
     seconds = time.perf_counter() - began
@@ -98,6 +135,9 @@ def main() -> None:
     for batch in job["batches"]:
         if isinstance(batch, dict):
             change_sets(job["set_dir"], batch)
+        elif isinstance(batch[0], str):
+            method, arguments = batch
+            llm.collective_rpc(method, kwargs=arguments)
         else:
             result["batches"].append(serve(llm, batch))
     if job["events"]:
@@ -105,12 +145,23 @@ def main() -> None:
 
         change = functools.partial(change_sets, job["set_dir"])
         result["stream"] = serve_events(llm, job["events"], change)
-    result["preemptions"] = preemptions(llm)
+    result["counters"] = counters(llm)
     if job["set_dir"] is not None:
         import saif_vllm
 
         result["reports"] = [msgspec.to_builtins(x) for x in saif_vllm.report(llm)]
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    jobs, results = json.loads(Path(sys.argv[1]).read_text()), []
+    for i, job in enumerate(jobs):
+        if i:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+        results.append(run(job))
+        Path(sys.argv[2]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":  # vLLM starts its processes by importing this file again

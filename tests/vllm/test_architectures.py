@@ -1,0 +1,133 @@
+"""Steered vLLM generates what steered Hugging Face generates, for many architectures.
+
+The models are tiny and random, in fp32. Each serves one mixed batch; the reference generates each
+request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import architectures
+import hf_reference
+import pytest
+from engine_job import Job, run, run_in_turn
+from hf_reference import Comparison
+
+from saif_fast.set_dir import SetDirectory
+
+pytestmark = pytest.mark.engine
+
+# One of each structure; Llama's, the sum of two tensors, is the embedded model's.
+QUICK = ("cohere", "gpt2", "gpt_neox")
+SLOW = tuple(sorted(architectures.ARCHITECTURES.keys() - set(QUICK)))
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Job, dict[str, Any]]]:
+    """A saved model with its sets, the job that serves its requests, and what Hugging Face says."""
+
+    @cache
+    def make(model_type: str) -> tuple[Job, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp(model_type)
+        model, requests = architectures.build(model_type), architectures.requests()
+        model.save_pretrained(folder / "model")
+        sets = architectures.build_sets(model)
+        for name, latent_set in sets.items():
+            latent_set.save(SetDirectory(folder).path(name))
+        reference = {
+            name: hf_reference.generate(model, sets, asked) for name, asked in requests.items()
+        }
+        plain = {
+            name: hf_reference.generate(model, sets, {**asked, "extra_args": None})
+            for name, asked in requests.items()
+        }
+        # Else equality would say nothing.
+        same = [name for name in requests if reference[name]["tokens"] == plain[name]["tokens"]]
+        assert same == [name for name in requests if requests[name]["extra_args"] is None]
+        backend = model_type in architectures.TRANSFORMERS_BACKEND
+        engine = {
+            "skip_tokenizer_init": True,
+            "max_model_len": 128,
+            "model_impl": "transformers" if backend else "vllm",
+        }
+        job = Job(
+            folder / "model",
+            [list(requests.values())],
+            set_dir=folder,
+            engine=engine,
+            site=["inspect_in_process"],
+        )
+        return job, reference
+
+    return make
+
+
+def compare(reference: dict[str, Any], batch: list[dict[str, Any]]) -> None:
+    comparison = Comparison()
+    for (name, expected), got in zip(reference.items(), batch, strict=True):
+        comparison.add(name, expected, got)
+    comparison.check()
+
+
+@pytest.fixture(scope="session")
+def served(case: Callable[[str], Any]) -> Callable[[tuple[str, ...]], dict[str, Any]]:
+    """Architectures one after the other in one process: importing vLLM takes most of the time."""
+
+    @cache
+    def serve(model_types: tuple[str, ...]) -> dict[str, Any]:
+        results = run_in_turn([case(model_type)[0] for model_type in model_types], timeout=550)
+        return dict(zip(model_types, results, strict=False))
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("model_type", "together"),
+    [
+        *((model_type, QUICK) for model_type in QUICK),
+        *(pytest.param(model_type, SLOW, marks=slow) for model_type in SLOW),
+    ],
+    ids=[*QUICK, *SLOW],
+)
+def test_steered_equals_hugging_face(
+    model_type: str,
+    together: tuple[str, ...],
+    served: Callable[[tuple[str, ...]], dict[str, Any]],
+    case: Callable[[str], Any],
+) -> None:
+    results = served(together)
+    assert model_type in results, "an engine before this one failed"
+    compare(case(model_type)[1], results[model_type].check().batches[0])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "mode"),
+    [
+        ("gpt_neox", "v1-vllm-compile"),
+        pytest.param("cohere", "v1-vllm-compile", marks=slow),
+        pytest.param("cohere", "v2-eager", marks=slow),
+        pytest.param("gpt_neox", "v2-eager", marks=slow),
+        pytest.param("gpt2", "v2-vllm-compile", marks=slow),
+    ],
+)
+def test_steered_equals_hugging_face_in_other_modes(
+    model_type: str, mode: str, case: Callable[[str], Any]
+) -> None:
+    job, reference = case(model_type)
+    result = run(Job(**{**vars(job), "mode": mode})).check()
+    assert result.v2 == mode.startswith("v2")
+    assert result.compilation == ("NONE" if mode.endswith("eager") else "VLLM_COMPILE")
+    compare(reference, result.batches[0])
+
+
+def test_an_unknown_structure_is_refused_at_start(set_dir: Path) -> None:
+    from saif_fast.embedded import model_path
+
+    served = run(Job(model_path(), set_dir=set_dir, site=["difference_of_halves"]))
+    assert served.returncode != 0
+    assert "LlamaDecoderLayer: expected a decoder layer whose residual stream is" in served.log

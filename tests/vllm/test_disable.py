@@ -1,0 +1,68 @@
+"""SAIF_DISABLE=1: the plugin does nothing at all, so an engine that is to steer does not start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from engine_job import Job, run
+from offered import config
+
+import saif_vllm
+from saif_fast.embedded import model_path
+from saif_vllm.config import DISABLE_VARIABLE, EXTENSION, SET_DIR_VARIABLE, disabled
+
+SENTENCE = "SAIF_DISABLE: expected unset or 0 in an engine that steers, got '1'"
+
+
+@pytest.mark.parametrize(
+    ("value", "means"), [("1", True), ("yes", True), ("0", False), ("", False)]
+)
+def test_what_disables(value: str, means: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, value)
+    assert disabled() == means
+
+
+def test_engine_args_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "1")
+    monkeypatch.delenv(SET_DIR_VARIABLE, raising=False)
+    with pytest.raises(RuntimeError, match=f"^{SENTENCE}$"):
+        saif_vllm.engine_args(tmp_path, layers=[1])
+    assert SET_DIR_VARIABLE not in os.environ
+
+
+PATCHED = """
+import sys
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.v1.engine.core import EngineCore
+print("patched" if hasattr(EngineCore.preprocess_add_request, "__saif__") else "plain")
+print("saif_vllm.seams" in sys.modules)
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("value", "found"), [("0", "patched True"), ("1", "plain False")])
+def test_the_plugin_leaves_vllm_alone(value: str, found: str) -> None:
+    env = {**os.environ, DISABLE_VARIABLE: value, "VLLM_PLUGINS": "saif"}
+    command = [sys.executable, "-c", PATCHED]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == found.split()
+
+
+@pytest.mark.engine
+def test_plain_flags_are_refused_by_the_worker(set_dir: Path) -> None:
+    # Of ours only the extension runs: nothing else is left to say no.
+    flags = {
+        "additional_config": {"saif": asdict(config(version=version("saif-fast")))},
+        "worker_extension_cls": EXTENSION,
+    }
+    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif", DISABLE_VARIABLE: "1"}
+    served = run(Job(model_path(), engine=flags, env=env))
+    assert served.returncode != 0
+    assert SENTENCE in served.log

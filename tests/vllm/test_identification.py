@@ -1,0 +1,108 @@
+"""Residuals at the last prompt token, kept by an engine: those that transformers computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from offered import catalog
+
+from saif_fast.embedded import model_path
+from saif_vllm.capture import LastTokenCapture, Wanted
+from saif_vllm.request import parse
+
+D_MODEL = 4
+
+
+def step(capture: LastTokenCapture, *spans: range) -> torch.Tensor:
+    """One step, of the positions of each request; the stream is its tokens' positions, plus 100
+    times the request.
+    """
+    starts = [0, *torch.tensor([len(span) for span in spans]).cumsum(0).tolist()]
+    positions = torch.tensor([position for span in spans for position in span])
+    capture.begin(torch.tensor(starts, dtype=torch.int32), positions)
+    stream = torch.tensor([100.0 * i + p for i, span in enumerate(spans) for p in span])
+    stream = stream[:, None].expand(-1, D_MODEL)
+    capture.keep(0, stream / 4, stream * 3 / 4)
+    return capture.store[0, :, 0]
+
+
+def test_the_last_prompt_token_is_kept_when_it_comes() -> None:
+    capture = LastTokenCapture(1, 3, D_MODEL, torch.float32, "cpu")
+    assert step(capture, range(8)).tolist() == [0, 0, 0]
+    capture.assign([Wanted(request=0, row=2, last_position=4), Wanted(1, 0, 9)])
+    assert step(capture, range(3), range(10), range(5)).tolist() == [109, 0, 0]  # one is a chunk
+    assert step(capture, range(3, 5), range(10, 11), range(5, 6)).tolist() == [109, 0, 4]
+    capture.assign([])
+    assert step(capture, range(5)).tolist() == [109, 0, 4]
+
+
+def test_what_is_kept_keeps_its_memory() -> None:
+    capture = LastTokenCapture(2, 3, D_MODEL, torch.float32, "cpu")
+    before = {name: buffer.data_ptr() for name, buffer in capture.named_buffers()}
+    capture.assign([Wanted(0, 1, 0)])
+    step(capture, range(1))
+    assert {name: buffer.data_ptr() for name, buffer in capture.named_buffers()} == before
+    assert not capture.state_dict()
+
+
+@pytest.mark.parametrize("value", [4, -1, "1", 1.0, True])
+def test_a_row_that_is_not_there_is_refused(value: object, tmp_path: Path) -> None:
+    offered = catalog(tmp_path, max_captures=4)
+    asked = parse({"saif_capture": 3}, offered)
+    assert asked is not None and asked.capture == 3 and not asked.sets
+    with pytest.raises(ValueError, match="saif_capture: expected an integer from 0 to 3"):
+        parse({"saif_capture": value}, offered)
+
+
+COMPARE = """
+import sys
+import torch
+from vllm import LLM
+import saif_vllm
+from saif_fast.hf import encode_texts
+from saif_fast.identify import build_pairs, collect
+from saif_fast.tasks import get_task
+from transformers import AutoModelForCausalLM
+
+LAYERS = [1, 2]
+steering = saif_vllm.engine_args(sys.argv[2], layers=LAYERS, max_captures=7)
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=256, block_size=32, max_num_seqs=4,
+          max_num_batched_tokens=48, enforce_eager=sys.argv[3] == "eager", **steering)
+task = get_task("french")
+pairs = build_pairs(task.identify[:8], [wording.text for wording in task.wordings[:2]])
+tokenizer, plain = llm.get_tokenizer(), ["The black cat sleeps.", "A dog runs in the park."]
+engine = collect(saif_vllm.residuals(llm), tokenizer, pairs, LAYERS, plain=plain)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+expected = collect(model, tokenizer, pairs, LAYERS, plain=plain)
+for layer in LAYERS:
+    for got, want in zip(engine.at(layer), expected.at(layer), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+assert (engine.model_name, engine.num_layers) == (expected.model_name, expected.num_layers)
+try:
+    saif_vllm.residuals(llm).last([[1, 2]], [0])
+except ValueError as error:
+    assert "layer: expected a hooked one (1, 2), got 0" in str(error), error
+else:
+    raise SystemExit("a layer that is not hooked was read")
+print("EQUAL", len(pairs.pairs))
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_an_engine_keeps_what_transformers_computes(mode: str, tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARE, str(model_path()), str(tmp_path), mode],
+        env={**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "EQUAL" in done.stdout
