@@ -45,6 +45,7 @@ ENGINE = {
     "max_model_len": 96,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 128,
+    "kv_cache_memory_bytes": 1 << 28,  # asked for, or vLLM takes most of the machine's
     "num_gpu_blocks_override": 32,  # for 32 requests of up to three blocks
     "disable_log_stats": False,
     "seed": 0,

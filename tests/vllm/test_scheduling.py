@@ -163,6 +163,7 @@ def compare(
     comparison = hf_reference.Comparison()
     for i, (request, got) in enumerate(zip(requests, stream["requests"], strict=True)):
         expected = alone(request)
+        assert len(got["tokens"]) == request["n"]
         for tokens in got["tokens"]:
             n = request["max_tokens"] if got["finished"] else len(tokens)
             cut = {name: values[:n] for name, values in expected.items()}
@@ -190,7 +191,7 @@ def test_random_requests_equal_their_solo_runs(
     assert stream["most_waiting_for_room"] > 0
     n_ended = sum(not got["finished"] for got in stream["requests"])
     assert 0 < n_ended < case.size / 5
-    assert len({got["id"] for got in stream["requests"]}) < case.size / 2
+    assert len({got["id"] for got in stream["requests"]}) < case.size  # ids came back
     check_reports(served, requests, complete=not case.shared)
     compare(stream, requests, alone).check(most_excused=case.size // 50)
 

@@ -19,6 +19,7 @@ class Stream:
         self._free: list[int] = []
         self._n_ids = 0
         self._key: dict[str, Any] = {}  # of the caller, by id
+        self._tokens: dict[str, list[list[int]]] = {}  # of each output, by id
 
     def __len__(self) -> int:
         return len(self._key)
@@ -53,7 +54,7 @@ class Stream:
         prompt = {"prompt_token_ids": request["prompt"]}
         priority = request.get("priority", 0)
         own = self._engine.add_request(request_id, prompt, params, priority=priority)
-        self._key[request_id] = key
+        self._key[request_id], self._tokens[request_id] = key, [[] for _ in range(n)]
         return request_id, [own] if n == 1 else [f"{i}_{own}" for i in range(n)]
 
     def abort(self, key: Any) -> bool:
@@ -68,14 +69,16 @@ class Stream:
         """One step of the engine: tokens so far of each output, and whether that is all, by key."""
         got = {}
         for output in self._engine.step():
-            tokens = [list(found.token_ids) for found in output.outputs]
+            tokens = self._tokens[output.request_id]
+            for found in output.outputs:  # one of n, as a rule
+                tokens[found.index] = list(found.token_ids)
             got[self._key[output.request_id]] = tokens, output.finished
             if output.finished:
                 self._end(output.request_id)
         return got
 
     def _end(self, request_id: str) -> None:
-        del self._key[request_id]
+        del self._key[request_id], self._tokens[request_id]
         heapq.heappush(self._free, int(request_id[1:]))
 
 

@@ -125,7 +125,7 @@ def random_events(
     for name in changing:
         change(name, rng.choice(sorted(sets)))
     for i in range(n_requests):
-        step += rng.choice((0, 0, 0, 1, 2, 6))
+        step += rng.choice((0, 0, 1, 3, 8, 12))
         if rng.random() < 0.2:
             name = rng.choice(changing)
             gone = name in there and rng.random() < 0.3
