@@ -24,12 +24,16 @@ NGRAM = {
 }
 
 
+@pytest.mark.parametrize("mode", ["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)])
 def test_ngram_speculation_equals_the_reference(
-    set_dir: Path, requests: Mapping[str, dict[str, Any]], reference: Mapping[str, Any]
+    mode: str,
+    set_dir: Path,
+    requests: Mapping[str, dict[str, Any]],
+    reference: Mapping[str, Any],
 ) -> None:
     asked = list(requests.values())
     engine = {"speculative_config": NGRAM, "disable_log_stats": False}
-    served = run(Job(model_path(), [asked], set_dir=set_dir, engine=engine)).check()
+    served = run(Job(model_path(), [asked], mode, set_dir, engine=engine)).check()
     drafted = served.counters["spec_decode_num_draft_tokens"]
     assert 0 < served.counters["spec_decode_num_accepted_tokens"] < drafted
     comparison = Comparison()

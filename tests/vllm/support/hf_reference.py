@@ -24,7 +24,7 @@ def generate(
     """One request alone, greedy: tokens, the logprob of each, and its gap to the second best.
 
     Args:
-        allowed: the tokens that may be generated; None: all.
+        allowed: the tokens that may be generated, which logprobs are over; None: all.
     """
     ids = torch.tensor([request["prompt"]])
     with steer(model, sets, request["extra_args"]), torch.no_grad():
@@ -34,13 +34,12 @@ def generate(
             do_sample=False,
             max_new_tokens=request["max_tokens"],
             prefix_allowed_tokens_fn=None if allowed is None else lambda *_: list(allowed),
-            output_logits=True,
             output_scores=True,
             return_dict_in_generate=True,
         )
     tokens = output.sequences[0, ids.shape[1] :]
-    best = torch.stack(output.scores, dim=1)[0].topk(2).values  # of the allowed ones
-    logprobs = torch.stack(output.logits, dim=1)[0].log_softmax(-1)
+    logprobs = torch.stack(output.scores, dim=1)[0].log_softmax(-1)
+    best = logprobs.topk(2).values
     return {
         "tokens": tokens.tolist(),
         "gaps": (best[:, 0] - best[:, 1]).tolist(),
