@@ -71,14 +71,20 @@ class Proof(nn.Module):
         for name in ("table", "token_fresh", "dose", "missed"):
             self.register_buffer(name, getattr(tally, name), persistent=False)
         self._asked: dict[int, Steered] = {}  # by row
-        # Copies on the device, by the request's number: read back when a report is asked for.
-        self._left: OrderedDict[int, tuple[Steered, Tensor]] = OrderedDict()
+        # Rows of requests that have left, read back when a report is asked for. In one table, as
+        # thousands of small copies would lie about in the memory.
+        self.register_buffer("saved", None, persistent=False)
+        self.saved: Tensor = tally.table.new_empty(_KEPT, tally.table.shape[1])
+        self._places = list(range(_KEPT))  # free ones
+        self._left: OrderedDict[int, tuple[Steered, int]] = OrderedDict()  # by number, with place
         self._flags = _Flags(tally, warn_dose)
 
     def enter(self, row: int, steered: Steered) -> None:
         """A request takes ``row``; one that was here before goes on counting."""
         if steered.admission in self._left:
-            self.tally.table[row].copy_(self._left.pop(steered.admission)[1])
+            _, place = self._left.pop(steered.admission)
+            self.tally.table[row].copy_(self.saved[place])
+            self._places.append(place)
         else:
             self.tally.clear(row)
         self._flags.watch(row)
@@ -87,9 +93,12 @@ class Proof(nn.Module):
     def leave(self, row: int) -> None:
         """The request of ``row`` is no longer in the batch: it has ended or was preempted."""
         steered = self._asked.pop(row)
-        self._left[steered.admission] = steered, self.tally.table[row].clone()
-        if len(self._left) > _KEPT:
-            self._left.popitem(last=False)
+        if not self._places:
+            _, (_, oldest) = self._left.popitem(last=False)
+            self._places.append(oldest)
+        place = self._places.pop()
+        self.saved[place].copy_(self.tally.table[row])
+        self._left[steered.admission] = steered, place
 
     def count(self, token_row: Tensor) -> None:
         """Add the step that has run.
@@ -111,12 +120,10 @@ class Proof(nn.Module):
     def report(self) -> list[RequestReport]:
         """Of all requests that are remembered, oldest first; waits for the device."""
         self._flags.look(wait=True)
-        now = {x.admission: (x, self.tally.table[row]) for row, x in self._asked.items()}
+        now = {x.admission: (x, len(self.saved) + row) for row, x in self._asked.items()}
         found = [entry for _, entry in sorted({**self._left, **now}.items())]
-        if not found:
-            return []
-        saved = torch.stack([table for _, table in found]).cpu()
-        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(saved))
+        tables = torch.cat([self.saved, self.tally.table]).cpu()[[place for _, place in found]]
+        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables))
         return [
             RequestReport(
                 request_id=steered.request_id,

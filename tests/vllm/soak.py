@@ -120,6 +120,10 @@ class Memory:
             size = process.memory_info().rss / 2**20
             self.by_process.setdefault(name, []).append(size)
 
+    def last(self) -> str:
+        sizes = ", ".join(f"{name} {found[-1]:.1f}" for name, found in self.by_process.items())
+        return f"{self.served[-1]} requests; MiB: {sizes}"
+
     def report(self) -> tuple[list[str], list[str]]:
         """Lines to print, and what is wrong."""
         lines, wrong = [], []
@@ -203,6 +207,8 @@ class Soak:
             if self.count["sent"] >= next_sample:
                 self.memory.sample(self.count["sent"])
                 next_sample += 100
+                if next_sample % 1000 == 0:
+                    print(self.memory.last(), flush=True)
         self.drain()
 
     def drain(self) -> None:

@@ -237,6 +237,16 @@ def test_a_token_that_was_not_steered_stops_the_engine(step: StepTables) -> None
         run(step, ("x", A, 1, range(2, 3)))
 
 
+def test_the_last_requests_are_remembered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saif_vllm.proof._KEPT", 2)
+    step = make_step()
+    for i in range(5):
+        run(step, ("x", asking("a"), 2, range(i + 2)))
+    run(step, ("x", None, 2, range(1)))
+    step.end()
+    assert [report.planned for report in step.proof.report()] == [4, 5]
+
+
 def test_the_report_says_what_was_done(step: StepTables) -> None:
     layer, x, y, z = layer_steering(step, 3.0), asking("a"), asking("b"), asking("a", start=90)
 

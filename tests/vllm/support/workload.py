@@ -63,6 +63,8 @@ class RandomRequests:
             "saif": " + ".join(f"{name}*{rng.choice(STRENGTHS)}" for name in chosen)
         }
         scope = rng.choice(SCOPES)
+        if scope == "prompt" and all(sets[x].layers[0] == sets[x].num_layers - 1 for x in chosen):
+            scope = "all"  # or it would be refused: no text would show it
         if scope != "generated":
             asked["saif_scope"] = scope
         if scope != "prompt":
