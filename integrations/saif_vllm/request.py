@@ -41,12 +41,12 @@ class Steered(msgspec.Struct, frozen=True):
     admission: int = -1
 
     def asks_the_same(self, other: Steered | None) -> bool:
-        """Whether two requests are steered alike."""
+        """Whether two requests name the same; a set's file may have been replaced in between."""
         return other is not None and (self.window, _wishes(self)) == (other.window, _wishes(other))
 
 
 def _wishes(steered: Steered) -> list[tuple[str, float]]:
-    return [(use.content_hash, use.strength) for use in steered.sets]
+    return [(use.name, use.strength) for use in steered.sets]
 
 
 def parse(

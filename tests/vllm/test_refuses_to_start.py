@@ -140,7 +140,7 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
     assert "EngineCore.preprocess_add_request: expected a method, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
-    assert "8 patched" in done.stdout
+    assert "9 patched" in done.stdout
 
 
 BAD_SETS = """
