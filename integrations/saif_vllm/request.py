@@ -47,12 +47,12 @@ class Steered(msgspec.Struct, frozen=True):
     admission: int = -1
 
     def asks_the_same(self, other: Steered | None) -> bool:
-        """Whether two requests are steered alike."""
+        """Whether two requests name the same; a set's file may have been replaced in between."""
         return other is not None and (self.window, _wishes(self)) == (other.window, _wishes(other))
 
 
 def _wishes(steered: Steered) -> list[tuple[str, float]]:
-    return [(use.content_hash, use.strength) for use in steered.sets]
+    return [(use.name, use.strength) for use in steered.sets]
 
 
 class Parsed(NamedTuple):
@@ -61,6 +61,11 @@ class Parsed(NamedTuple):
     sets: dict[str, tuple[Offered, float]]  # with strengths, by name
     window: Window
     capture: int
+
+    @property
+    def wishes(self) -> object:
+        """What compares equal for requests that ask for the same, by the names of sets."""
+        return {name: strength for name, (_, strength) in self.sets.items()}, self.window
 
 
 def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:

@@ -63,6 +63,13 @@ INIT_FRONT_END = Seam(_FRONT, "InputProcessor", "__init__", ("self", "vllm_confi
 PROCESS_INPUTS = Seam(
     _FRONT, "InputProcessor", "process_inputs", ("self", "request_id", "prompt", "params")
 )
+# And the pieces of streaming input: what a core answers to one of them does not end a session here.
+STREAM_INPUT = Seam(
+    "vllm.v1.engine.async_llm",
+    "AsyncLLM",
+    "_add_streaming_input_request",
+    ("self", "request_id", "input_stream", "sampling_params"),
+)
 # Server: its application, before any other middleware is added, which so is further out.
 SERVE_ROUTERS = Seam("vllm.entrypoints.serve", "", "register_vllm_serve_api_routers", ("app",))
 # Engine core: its start, and each request's way in (before block hashes are made) and end.
@@ -103,6 +110,7 @@ def arm() -> None:
             owner.saif = None
     _wrap(INIT_FRONT_END, _init_front_end)
     _wrap(PROCESS_INPUTS, _process_inputs)
+    _wrap(STREAM_INPUT, _add_streaming_input_request)
     _wrap(INIT_KV_CACHES, _initialize_kv_caches)
     _wrap(PREPROCESS_REQUEST, _preprocess_add_request)
     _wrap(ADD_REQUEST, _add_request)
@@ -224,6 +232,21 @@ def _process_inputs(
             check_prompt(request, asked)
         count_request(asked)
     return request
+
+
+def _add_streaming_input_request(
+    original: Any,
+    self: Any,
+    request_id: str,
+    input_stream: Any,
+    sampling_params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    from saif_vllm.validation import checked_pieces
+
+    pieces = checked_pieces(input_stream, sampling_params, self.input_processor.saif)
+    return original(self, request_id, pieces, sampling_params, *args, **kwargs)
 
 
 def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:

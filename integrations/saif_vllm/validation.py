@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,32 @@ def check_prompt(request: Any, asked: Parsed) -> None:
                 f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
                 f"edits layer {offered.latent_set.layers[0]}"
             )
+
+
+async def checked_pieces(
+    pieces: AsyncIterator[Any], params: Any, catalog: SetCatalog | None
+) -> AsyncIterator[Any]:
+    """The pieces of a streaming input (vLLM's ``StreamingInput``), as they come.
+
+    Args:
+        pieces: with parameters of their own, or None for the session's.
+        params: ``SamplingParams`` of the session.
+
+    Raises:
+        SteeringRequestError: a piece asks for other steering than its session.
+    """
+    with refused():
+        session = check_parameters(params, catalog)
+    async for piece in pieces:
+        own = piece.sampling_params
+        with refused():
+            asked = session if own is None else check_parameters(own, catalog)
+            if (asked and asked.wishes) != (session and session.wishes):
+                raise ValueError(
+                    "saif: expected the same in all pieces of a streaming input and in the call "
+                    f"that began it, got {own.extra_args!r} after {params.extra_args!r}"
+                )
+        yield piece
 
 
 def refuse_steering(request: Any) -> None:

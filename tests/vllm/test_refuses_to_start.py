@@ -142,7 +142,7 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     assert "expected the parameters (self, request, ...), got (self, something_else)" in done.stdout
     assert "EngineCore.preprocess_add_request: expected a function, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
-    assert "9 patched" in done.stdout
+    assert "10 patched" in done.stdout
 
 
 BAD_SETS = """

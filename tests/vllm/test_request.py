@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,12 @@ from saif_kernels import Window
 from saif_vllm.admission import Admission
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.request import SetUse, Steered, parse, read
-from saif_vllm.validation import check_parameters, check_prompt, refuse_steering
+from saif_vllm.validation import (
+    check_parameters,
+    check_prompt,
+    checked_pieces,
+    refuse_steering,
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,57 @@ def test_streaming_input_is_for_the_last_layer(offered: SetCatalog) -> None:
     check("clamp_middle", False)
     with pytest.raises(ValueError, match="at the last layer with streaming input, got 'both'"):
         check("both + add_last", True)
+
+
+@pytest.mark.parametrize(
+    ("session", "pieces", "let_through"),
+    [
+        ("add_last", ("add_last", None, "add_last*1.0"), 3),  # None: the session's own
+        (None, (None, None), 2),
+        ("add_last", ("add_last", "add_last*0.5"), 1),
+        ("add_last", ("both", "add_last"), 0),
+        (None, (None, "add_last"), 1),
+    ],
+)
+def test_pieces_ask_for_what_their_session_does(
+    offered: SetCatalog, session: str | None, pieces: tuple[str | None, ...], let_through: int
+) -> None:
+    vllm = pytest.importorskip("vllm")
+
+    def params(text: str | None) -> object:
+        return vllm.SamplingParams(extra_args=None if text is None else {"saif": text})
+
+    async def stream() -> AsyncIterator[object]:
+        for text in pieces:
+            yield SimpleNamespace(sampling_params=None if text is None else params(text))
+
+    passed: list[object] = []
+
+    async def pull() -> None:
+        async for piece in checked_pieces(stream(), params(session), offered):
+            passed.append(piece)
+
+    if let_through == len(pieces):
+        asyncio.run(pull())
+    else:
+        with pytest.raises(ValueError, match="the same in all pieces of a streaming input"):
+            asyncio.run(pull())
+    assert len(passed) == let_through
+
+
+def test_a_piece_may_not_take_the_sessions_steering_away(offered: SetCatalog) -> None:
+    vllm = pytest.importorskip("vllm")
+
+    async def pull() -> None:
+        async def stream() -> AsyncIterator[object]:
+            yield SimpleNamespace(sampling_params=vllm.SamplingParams())
+
+        session = vllm.SamplingParams(extra_args={"saif": "add_last"})
+        async for _ in checked_pieces(stream(), session, offered):
+            raise AssertionError("let through")
+
+    with pytest.raises(ValueError, match="the same in all pieces of a streaming input"):
+        asyncio.run(pull())
 
 
 def test_pooling_is_not_steered(offered: SetCatalog) -> None:
