@@ -71,7 +71,8 @@ class RandomRequests:
             if rng.random() < 0.3:
                 asked["saif_start"] = rng.randrange(8)
             if rng.random() < 0.3:
-                asked["saif_stop"] = asked.get("saif_start", 0) + rng.randint(1, 12)
+                # "all" up to 1 is "prompt".
+                asked["saif_stop"] = asked.get("saif_start", 0) + rng.randint(2, 12)
             if (decay := rng.choice(DECAYS)) is not None:
                 asked["saif_decay"] = decay
         return asked
