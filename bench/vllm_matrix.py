@@ -242,11 +242,16 @@ def table(results: Mapping[str, Any]) -> str:
         "and seconds,",
         "the start of engines that later tests share included, on a machine that did other things.",
         "",
-        _row("", *versions),
-        _row(*["---"] * (len(versions) + 1)),
-        *(_row(what, *(ran[v].get(what, "") for v in versions)) for what in _ENVIRONMENT),
-        *(_row(check, *(_outcome(ran[v], check) for v in versions)) for check in CHECKS),
     ]
+    if versions:
+        lines += [
+            _row("", *versions),
+            _row(*["---"] * (len(versions) + 1)),
+            *(_row(what, *(ran[v].get(what, "") for v in versions)) for what in _ENVIRONMENT),
+            *(_row(check, *(_outcome(ran[v], check) for v in versions)) for check in CHECKS),
+        ]
+    else:
+        lines.append("Not run yet.")
     for version in versions:
         lines += [
             f"\n{version} failed: `{test}`"
