@@ -20,7 +20,7 @@ def import_fails_in_the_engine() -> None:
 def hook_does_nothing() -> None:
     @after_import("saif_vllm.op")
     def patch(module: Any) -> None:
-        module.steering_hook = lambda name: lambda *_: None
+        module.steering_hook = lambda name, stream: lambda *_: None
 
 
 def kernel_does_nothing() -> None:
