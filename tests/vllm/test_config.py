@@ -10,22 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from offered import config
 
 import saif_vllm
 from saif_vllm import plugin, seams
 from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
 
-GOOD: dict[str, Any] = {
-    "layers": (1, 2),
-    "max_sets": 32,
-    "max_latents": 1024,
-    "max_sets_per_request": 4,
-    "max_strength": 10.0,
-    "warn_dose": None,
-    "max_dose": 0.5,
-    "max_captures": 0,
-    "version": version("saif-fast"),
-}
+GOOD: dict[str, Any] = asdict(config(max_dose=0.5, version=version("saif-fast")))
 
 
 @pytest.mark.parametrize(
@@ -53,13 +44,13 @@ def test_a_value_out_of_range_is_refused(change: dict[str, Any]) -> None:
         SteeringConfig(**{**GOOD, **change})
 
 
-def config(saif: object) -> Any:
+def vllm_config(saif: object) -> Any:
     return SimpleNamespace(additional_config={"saif": saif})
 
 
 def test_it_comes_back_out_of_vllms_configuration() -> None:
     sent = json.loads(json.dumps(asdict(SteeringConfig(**GOOD))))  # as a command line carries it
-    assert SteeringConfig.of(config(sent)) == SteeringConfig(**GOOD)
+    assert SteeringConfig.of(vllm_config(sent)) == SteeringConfig(**GOOD)
 
 
 @pytest.mark.parametrize("additional", [{}, None, {"other": 1}, object()], ids=repr)
@@ -72,12 +63,12 @@ def test_no_steering_asked_for(additional: object) -> None:
 )
 def test_what_engine_args_did_not_make_is_refused(saif: object) -> None:
     with pytest.raises(ValueError, match=r"as made by saif_vllm\.engine_args"):
-        SteeringConfig.of(config(saif))
+        SteeringConfig.of(vllm_config(saif))
 
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="expected version"):
-        SteeringConfig.of(config({**GOOD, "version": "0.0.0"}))
+        SteeringConfig.of(vllm_config({**GOOD, "version": "0.0.0"}))
 
 
 def test_a_missing_or_empty_set_directory_is_named(tmp_path: Any) -> None:
