@@ -14,7 +14,7 @@ import msgspec
 
 from saif_fast.request import REQUEST_KEYS, check_keys
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.metrics import count_refusal
+from saif_vllm.metrics import count_refusal, read_devices
 from saif_vllm.request import parse
 from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
@@ -71,10 +71,11 @@ class SteeringGuard:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        route = None
-        if scope["type"] == "http" and scope["method"] == "POST":
-            route = scope["path"].removeprefix(scope.get("root_path", ""))
-        if route not in ROUTES:
+        method = scope["method"] if scope["type"] == "http" else None
+        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else None
+        if (method, route) == ("GET", "/metrics"):
+            await read_devices(scope["app"].state.engine_client)
+        if method != "POST" or route not in ROUTES:
             await self.app(scope, receive, send)
             return
         body, replay = await _read(receive)

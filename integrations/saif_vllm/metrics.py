@@ -1,11 +1,20 @@
-"""Counters beside vLLM's own on ``/metrics``, of the front end that a request came in by."""
+"""Metrics beside vLLM's own on ``/metrics``.
+
+Requests are counted by the front end that they came in by. Tokens are counted on the devices, and
+read when the metrics are.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+import asyncio
+import logging
+from functools import cache, partial
 from typing import Any
 
 from saif_vllm.request import Parsed
+
+logger = logging.getLogger("vllm.saif")
+_PATIENCE = 5.0  # seconds, less than what scrapes are given
 
 
 @cache
@@ -19,6 +28,19 @@ def _counters() -> tuple[Any, Any]:
     )
 
 
+@cache
+def _gauges() -> tuple[Any, Any, Any]:
+    # Gauges, as they are set to what the engine counted, by whichever API server is asked.
+    from prometheus_client import Gauge
+
+    gauge = partial(Gauge, multiprocess_mode="mostrecent")
+    return (
+        gauge("saif:tokens_planned_total", "Tokens that were to be steered."),
+        gauge("saif:tokens_steered_total", "Those of them that every hooked layer steered."),
+        gauge("saif:relative_dose_total", "Sum of their |change| / |x|, by layer.", ["layer"]),
+    )
+
+
 def count_request(asked: Parsed) -> None:
     """A request has passed validation."""
     for name in asked.sets:
@@ -28,3 +50,21 @@ def count_request(asked: Parsed) -> None:
 def count_refusal() -> None:
     """A request was answered with HTTP 400, or a ValueError."""
     _counters()[1].inc()
+
+
+async def read_devices(engine_client: Any) -> None:
+    """Bring the metrics of tokens up to date; an engine that does not answer leaves them."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from saif_vllm.reporting import totals
+
+    try:
+        found = await asyncio.wait_for(totals(engine_client), _PATIENCE)
+    except (TimeoutError, EngineDeadError) as error:
+        logger.warning("/metrics: tokens steered are as of an earlier time: %r", error)
+        return
+    planned, steered, dose = _gauges()
+    planned.set(found.planned)
+    steered.set(found.steered)
+    for layer, total in found.dose.items():
+        dose.labels(layer).set(total)

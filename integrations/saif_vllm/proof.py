@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saif_kernels import Tally, tally_steps
+from saif_kernels.tally import STEERED
 from saif_kernels.tally import columns as tally_columns
 from saif_vllm.request import Steered
 
@@ -55,6 +56,19 @@ class RequestReport(msgspec.Struct, frozen=True):
         return self.planned > 0
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """What was done for all requests since the engine's start.
+
+    Attributes:
+        planned, steered: tokens, as in :class:`RequestReport`.
+        dose: by layer, the sum of ``|change| / |x|`` over the steered tokens.
+    """
+
+    planned: int
+    steered: int
+    dose: dict[int, float]
+
+
 class Proof(nn.Module):
     """Counters of the requests of a batch, and what they came to for earlier ones.
 
@@ -77,6 +91,9 @@ class Proof(nn.Module):
         self.saved: Tensor = tally.table.new_empty(_KEPT, tally.table.shape[1])
         self._places = list(range(_KEPT))  # free ones
         self._left: OrderedDict[int, tuple[Steered, int]] = OrderedDict()  # by number, with place
+        # Sums of the rows that are no longer kept: tokens planned and steered, and the doses.
+        self.register_buffer("forgotten", None, persistent=False)
+        self.forgotten: Tensor = tally.table.new_zeros(2 + len(layers), dtype=torch.float64)
         self._flags = _Flags(tally, warn_dose)
 
     def enter(self, row: int, steered: Steered) -> None:
@@ -95,6 +112,7 @@ class Proof(nn.Module):
         steered = self._asked.pop(row)
         if not self._places:
             _, (_, oldest) = self._left.popitem(last=False)
+            self.forgotten += _sums(self.saved[oldest : oldest + 1])
             self._places.append(oldest)
         place = self._places.pop()
         self.saved[place].copy_(self.tally.table[row])
@@ -117,12 +135,15 @@ class Proof(nn.Module):
                     dose,
                 )
 
+    def totals(self) -> Totals:
+        """Of all requests there have been; waits for the device."""
+        _, rows = self._remembered()
+        planned, steered, *dose = (_sums(rows) + self.forgotten.cpu()).tolist()
+        return Totals(int(planned), int(steered), dict(zip(self._layers, dose, strict=True)))
+
     def report(self) -> list[RequestReport]:
         """Of all requests that are remembered, oldest first; waits for the device."""
-        self._flags.look(wait=True)
-        now = {x.admission: (x, len(self.saved) + row) for row, x in self._asked.items()}
-        found = [entry for _, entry in sorted({**self._left, **now}.items())]
-        tables = torch.cat([self.saved, self.tally.table]).cpu()[[place for _, place in found]]
+        found, tables = self._remembered()
         counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables))
         return [
             RequestReport(
@@ -136,10 +157,24 @@ class Proof(nn.Module):
                     for layer, total, most in zip(self._layers, totals, highest, strict=True)
                 },
             )
-            for (steered, _), (planned, done, _), totals, highest in zip(
+            for steered, (planned, done, _), totals, highest in zip(
                 found, counts, dose_sum, dose_max, strict=True
             )
         ]
+
+    def _remembered(self) -> tuple[list[Steered], Tensor]:
+        """Requests, oldest first, and their rows on the host."""
+        self._flags.look(wait=True)
+        now = {x.admission: (x, len(self.saved) + row) for row, x in self._asked.items()}
+        found = [entry for _, entry in sorted({**self._left, **now}.items())]
+        rows = torch.cat([self.saved, self.tally.table]).cpu()
+        return [steered for steered, _ in found], rows[[place for _, place in found]]
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Of rows of a tally's table: tokens planned and steered, and doses by layer; fp64."""
+    counts, dose_sum, _ = tally_columns(rows)
+    return torch.cat([counts[:, : STEERED + 1].double(), dose_sum.double()], dim=1).sum(0)
 
 
 class _Flags:

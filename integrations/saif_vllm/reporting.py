@@ -1,4 +1,4 @@
-"""``report``: what an engine did for each request, from the counters on its devices."""
+"""What an engine did, from the counters on its devices: for each request, and in all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from saif_vllm.proof import RequestReport
+from saif_vllm.proof import RequestReport, Totals
 
 
 def report(llm: Any) -> list[RequestReport]:
@@ -29,3 +29,16 @@ def report(llm: Any) -> list[RequestReport]:
             dose={**known.dose, **found.dose},
         )
     return [merged[number] for number in sorted(merged)]
+
+
+async def totals(engine_client: Any) -> Totals:
+    """What an ``AsyncLLM`` did since its start. Waits for the devices, between two steps."""
+    ranks = await engine_client.collective_rpc("saif_totals")
+    first, *others = (msgspec.convert(found, Totals, strict=False) for found in ranks)
+    for found in others:
+        first = Totals(
+            planned=first.planned,
+            steered=min(first.steered, found.steered),
+            dose={**first.dose, **found.dose},
+        )
+    return first

@@ -6,7 +6,7 @@ Subclass :class:`SaifWorkerExtension` for an extension of your own; vLLM takes o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -56,3 +56,9 @@ class SaifWorkerExtension:
         step = self.saif_steering.step
         step.end()
         return [msgspec.to_builtins(found) for found in step.proof.report()]
+
+    def saif_totals(self) -> dict[str, Any]:
+        """What was done so far, as :class:`~saif_vllm.proof.Totals` has it."""
+        step = self.saif_steering.step
+        step.end()
+        return cast(dict[str, Any], msgspec.to_builtins(step.proof.totals()))

@@ -357,18 +357,32 @@ def test_the_server_goes_on_and_counts_what_it_refused(
         answer = complete(client, requests[name])
         comparison.add(name, reference[name], {"tokens": answer.choices[0].token_ids})
     comparison.check()
-    samples = [
-        sample
-        for family in text_string_to_metric_families(httpx.get(f"{address}/metrics").text)
-        for sample in family.samples
-    ]
+    assert metric(address, "http_requests_total", status="4xx", handler="/v1/chat/completions") >= 1
+    assert metric(address, "saif:requests_refused_total") >= 1
+    assert metric(address, "saif:requests_total", set="scale_last") >= 1
+    assert metric(address, "saif:requests_total", set="both") >= 1
 
-    def counted(name: str, **labels: str) -> float:
-        return sum(
-            x.value for x in samples if x.name == name and labels.items() <= x.labels.items()
-        )
 
-    assert counted("http_requests_total", status="4xx", handler="/v1/chat/completions") >= 1
-    assert counted("saif:requests_refused_total") >= 1
-    assert counted("saif:requests_total", set="scale_last") >= 1
-    assert counted("saif:requests_total", set="both") >= 1
+def test_metrics_have_the_tokens_that_the_devices_counted(
+    client: openai.OpenAI, address: str, requests: Mapping[str, Any]
+) -> None:
+    names = {
+        "planned": "saif:tokens_planned_total",
+        "steered": "saif:tokens_steered_total",
+        "dose": "saif:relative_dose_total",
+    }
+    before = {what: metric(address, name) for what, name in names.items()}
+    complete(client, requests["unsteered"])
+    complete(client, requests["add_last"])
+    now = {what: metric(address, name) - before[what] for what, name in names.items()}
+    # From the last prompt token to the last but one that is generated.
+    assert now["planned"] == now["steered"] == requests["add_last"]["max_tokens"]
+    assert now["dose"] > 0
+    assert metric(address, names["dose"], layer="1") > 0
+
+
+def metric(address: str, name: str, **labels: str) -> float:
+    """The sum of the samples of a metric that have these labels."""
+    text = httpx.get(f"{address}/metrics").text
+    samples = [x for family in text_string_to_metric_families(text) for x in family.samples]
+    return sum(x.value for x in samples if x.name == name and labels.items() <= x.labels.items())

@@ -245,6 +245,8 @@ def test_the_last_requests_are_remembered_and_no_more(monkeypatch: pytest.Monkey
     run(step, ("x", None, 2, range(1)))
     step.end()
     assert [report.planned for report in step.proof.report()] == [4, 5]
+    totals = step.proof.totals()
+    assert totals.planned == totals.steered == sum(range(1, 6))
 
 
 def test_the_report_says_what_was_done(step: StepTables) -> None:
