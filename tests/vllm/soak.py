@@ -40,7 +40,7 @@ N_SETS, N_CONTENTS, MAX_SETS = 64, 128, 16
 IN_FLIGHT = 64
 SAMPLED = 50  # one in so many is compared
 # MiB that a process may grow by in 20,000 requests after the warm-up. The worker of plain vLLM 0.32
-# grew by 6 in this loop, without steering: its allocator's.
+# grew by 6 in this loop.
 FLAT = 16.0
 ENGINE = {
     "dtype": "float32",
