@@ -73,7 +73,7 @@ class SteeringGuard:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method = scope["method"] if scope["type"] == "http" else None
         route = scope["path"].removeprefix(scope.get("root_path", "")) if method else None
-        if (method, route) == ("GET", "/metrics"):
+        if method == "GET" and route in ("/metrics", "/metrics/"):
             await read_devices(scope["app"].state.engine_client)
         if method != "POST" or route not in ROUTES:
             await self.app(scope, receive, send)

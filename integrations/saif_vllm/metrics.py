@@ -15,6 +15,7 @@ from saif_vllm.request import Parsed
 
 logger = logging.getLogger("vllm.saif")
 _PATIENCE = 5.0  # seconds, less than what scrapes are given
+_reading = asyncio.Lock()
 
 
 @cache
@@ -53,16 +54,20 @@ def count_refusal() -> None:
 
 
 async def read_devices(engine_client: Any) -> None:
-    """Bring the metrics of tokens up to date; an engine that does not answer leaves them."""
-    from vllm.v1.engine.exceptions import EngineDeadError
+    """Bring the metrics of tokens up to date; an engine that does not answer leaves them.
 
+    Nor may it keep vLLM's own metrics from being read, so no error goes further than the log.
+    """
     from saif_vllm.reporting import totals
 
-    try:
-        found = await asyncio.wait_for(totals(engine_client), _PATIENCE)
-    except (TimeoutError, EngineDeadError) as error:
-        logger.warning("/metrics: tokens steered are as of an earlier time: %r", error)
+    if _reading.locked():  # for another scrape; they could not keep an engine busy
         return
+    async with _reading:
+        try:
+            found = await asyncio.wait_for(totals(engine_client), _PATIENCE)
+        except Exception as error:
+            logger.warning("/metrics: tokens steered are as of an earlier time: %r", error)
+            return
     planned, steered, dose = _gauges()
     planned.set(found.planned)
     steered.set(found.steered)

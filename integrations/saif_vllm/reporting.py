@@ -33,8 +33,12 @@ def report(llm: Any) -> list[RequestReport]:
 
 async def totals(engine_client: Any) -> Totals:
     """What an ``AsyncLLM`` did since its start. Waits for the devices, between two steps."""
-    ranks = await engine_client.collective_rpc("saif_totals")
-    first, *others = (msgspec.convert(found, Totals, strict=False) for found in ranks)
+    ranks = [
+        msgspec.convert(found, Totals, strict=False)
+        for found in await engine_client.collective_rpc("saif_totals")
+    ]
+    # A pipeline rank that has no hooked layer counts nothing.
+    first, *others = (found for found in ranks if found.dose)
     for found in others:
         first = Totals(
             planned=first.planned,

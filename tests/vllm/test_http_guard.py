@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from offered import catalog
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from saif_vllm import metrics
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.http import ROUTES, SteeringGuard
 
@@ -215,3 +217,26 @@ def test_a_body_is_read_as_vllm_reads_it(body: bytes, client: Client) -> None:
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
     client.post(CHAT, body)
     assert client.seen[0]["body"] == body
+
+
+async def _dead(method: str) -> Any:
+    raise EngineDeadError
+
+
+async def _missed(method: str) -> Any:
+    raise RuntimeError("3 tokens that should have been steered were not")
+
+
+async def _hanging(method: str) -> Any:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("answer", [_dead, _missed, _hanging])
+def test_metrics_are_served_whatever_the_engine_does(
+    answer: Any, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(metrics, "_PATIENCE", 0.01)
+    client.state.engine_client.collective_rpc = answer
+    client.post("/metrics", b"", method="GET")
+    assert client.sent == STREAM
+    assert "tokens steered are as of an earlier time" in caplog.text

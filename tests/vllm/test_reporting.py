@@ -1,0 +1,48 @@
+"""Reports of several ranks become one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from saif_vllm.proof import Dose, RequestReport, Totals
+from saif_vllm.reporting import report, totals
+
+BOTH = Totals(8, 8, {1: 0.5, 2: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        ([BOTH], BOTH),
+        ([BOTH, BOTH], BOTH),  # tensor-parallel
+        ([Totals(8, 8, {1: 0.5}), Totals(8, 8, {2: 1.0})], BOTH),  # pipeline-parallel
+        ([Totals(0, 0, {}), BOTH], BOTH),  # one of them without a hooked layer
+        ([BOTH, Totals(0, 0, {})], BOTH),
+        ([Totals(8, 8, {1: 0.5}), Totals(8, 7, {2: 1.0})], Totals(8, 7, {1: 0.5, 2: 1.0})),
+    ],
+)
+def test_totals_are_those_of_all_hooked_layers(ranks: Sequence[Totals], expected: Totals) -> None:
+    async def collective_rpc(method: str) -> list[Any]:
+        return [msgspec.to_builtins(found) for found in ranks]
+
+    assert asyncio.run(totals(SimpleNamespace(collective_rpc=collective_rpc))) == expected
+
+
+def one(admission: int, layer: int, steered: int) -> RequestReport:
+    return RequestReport("r", admission, "a*1", ("hash",), 4, steered, {layer: Dose(0.5, 1.0)})
+
+
+def test_a_request_is_steered_where_all_ranks_steered_it() -> None:
+    ranks = [[one(1, 0, 4), one(0, 0, 4)], [one(0, 5, 4), one(1, 5, 3)], []]
+    llm = SimpleNamespace(
+        collective_rpc=lambda method: [[msgspec.to_builtins(x) for x in found] for found in ranks]
+    )
+    first, second = report(llm)
+    assert (first.admission, first.steered, set(first.dose)) == (0, 4, {0, 5})
+    assert (second.admission, second.steered, second.planned) == (1, 3, 4)
