@@ -52,6 +52,10 @@ class _Format(msgspec.Struct):
     format: int
 
 
+class _SafetensorsHeader(msgspec.Struct, rename={"metadata": "__metadata__"}):
+    metadata: dict[str, str] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class SiteTensors:
     """A :class:`Site` with its rows: fp32, on the CPU, in the model's residual units."""
@@ -283,8 +287,9 @@ class LatentSet:
             sites=[tensors.site for tensors in self.sites],
             provenance=self.provenance,
         )
+        # Copies, as safetensors refuses tensors that share memory (tied weights).
         tensors = {
-            f"{site.site.layer}.{name}": tensor.contiguous()
+            f"{site.site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
             for site in self.sites
             for name, tensor in site.named().items()
         }
@@ -323,18 +328,19 @@ class LatentSet:
     def _load(cls, path: Path) -> LatentSet:
         if path.is_dir():
             raise ValueError("expected a latent set file, got a directory")
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            if text is None:
-                raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
-            version = msgspec.json.decode(text, type=_Format).format
-            if version > FORMAT_VERSION:
-                raise ValueError(
-                    f"latent set format {version} is newer than this saif-fast reads "
-                    f"({FORMAT_VERSION}); upgrade saif-fast"
-                )
-            header = msgspec.json.decode(text, type=_Header)
-            stored = {name: file.get_tensor(name) for name in file.keys()}
+        # Not mapped into memory: a file that is cut short under a map ends the process.
+        data = path.read_bytes()
+        stored = safetensors.torch.load(data)
+        text = _metadata(data).get(_METADATA_KEY)
+        if text is None:
+            raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
+        version = msgspec.json.decode(text, type=_Format).format
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"latent set format {version} is newer than this saif-fast reads "
+                f"({FORMAT_VERSION}); upgrade saif-fast"
+            )
+        header = msgspec.json.decode(text, type=_Header)
         sites = []
         for site in header.sites:
             fields: dict[str, Tensor] = {}
@@ -374,3 +380,9 @@ class LatentSet:
         for name, value in msgspec.to_builtins(self.provenance).items():
             lines.append(f"{name}: {value}")
         return "\n".join(lines)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """That of a safetensors file, which begins with the length of its header and the header."""
+    length = int.from_bytes(data[:8], "little")
+    return msgspec.json.decode(data[8 : 8 + length], type=_SafetensorsHeader).metadata

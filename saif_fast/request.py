@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.set_dir import NAME_PATTERN
 from saif_kernels import OPEN_STOP, Window
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
@@ -17,7 +18,7 @@ MAX_STRENGTH = 10.0  # unless configured
 # "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
 _MISSPELT = 0.8
 MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
-_TERM = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)\s*(?:\*\s*(?P<strength>\S+))?")
+_TERM = re.compile(rf"(?P<name>{NAME_PATTERN})\s*(?:\*\s*(?P<strength>\S+))?")
 
 
 class SteeringRequest(msgspec.Struct, frozen=True):
@@ -95,7 +96,8 @@ def _is_near(key: str) -> bool:
     return (
         name.startswith("saif")
         or sorted(stem) == sorted("saif")
-        or difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT
+        # No longer word comes so close, and a body may have any number of keys.
+        or (len(stem) <= 6 and difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT)
     )
 
 
@@ -127,7 +129,8 @@ def _parse_sets(
 ) -> tuple[tuple[str, float], ...]:
     if not isinstance(text, str):
         raise ValueError(
-            f"saif: expected a string such as 'name' or 'name*0.8 + other*0.4', got {text!r}; "
+            "saif: expected a string such as 'name' or 'name*0.8 + other*0.4', "
+            f"got {_quoted(text)}; "
             f"available sets: {_listed(available)}"
         )
     sets: dict[str, float] = {}
@@ -135,14 +138,14 @@ def _parse_sets(
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
-                f"saif: expected 'name' or 'name*strength' between '+', got {term!r} in {text!r}; "
-                f"available sets: {_listed(available)}"
+                "saif: expected 'name' or 'name*strength' between '+', "
+                f"got {_quoted(term)} in {_quoted(text)}; available sets: {_listed(available)}"
             )
         name = match["name"]
         if name not in available:
             raise ValueError(f"unknown set {name!r}; available sets: {_listed(available)}")
         if name in sets:
-            raise ValueError(f"saif: set {name!r} is given twice in {text!r}")
+            raise ValueError(f"saif: set {name!r} is given twice in {_quoted(text)}")
         sets[name] = _strength(name, match["strength"], max_strength, available)
     if len(sets) > max_sets:
         raise ValueError(f"saif: expected at most {max_sets} sets in a request, got {len(sets)}")
@@ -164,7 +167,7 @@ def _strength(
     except ValueError:
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
-            f"{name!r}, got {text!r}; available sets: {_listed(available)}"
+            f"{name!r}, got {_quoted(text)}; available sets: {_listed(available)}"
         ) from None
 
 
@@ -211,6 +214,12 @@ def _decay(value: object) -> tuple[float, float]:
             f"got {str(value)[:40]!r}"
         )
     return numbers[0], numbers[1] if len(numbers) == 2 else Window().power
+
+
+def _quoted(value: object) -> str:
+    """As a message has it: what is wrong is seen from its beginning."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _listed(available: Collection[str]) -> str:

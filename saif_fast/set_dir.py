@@ -7,15 +7,19 @@ from pathlib import Path
 
 from saif_fast.latent_set import LatentSet
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+# Short enough for every file system.
+NAME_PATTERN = r"[A-Za-z][A-Za-z0-9_.-]{0,199}"
 _SUFFIX = ".safetensors"
 
 
 def check_name(name: str) -> str:
-    """Return ``name``, or raise ValueError if it is not a letter, then letters, digits, _ . -"""
-    if not _NAME.fullmatch(name):
+    """Return ``name``, or raise ValueError if it is not a letter, then letters, digits, _ . -
+    (200 at most).
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(
-            f"set name: expected a letter, then letters, digits, '_', '.' or '-', got {name!r}"
+            "set name: expected a letter, then letters, digits, '_', '.' or '-', 200 at most, "
+            f"got {name!r}"
         )
     return name
 
@@ -44,7 +48,7 @@ class SetDirectory:
         """
         found = sorted(self.root.glob(f"*{_SUFFIX}"))
         for file in found:
-            if not _NAME.fullmatch(file.stem):
+            if not re.fullmatch(NAME_PATTERN, file.stem):
                 raise ValueError(f"{file}: not the name of a set; rename it or take it out")
         return [file.stem for file in found]
 
@@ -54,7 +58,7 @@ class SetDirectory:
         """
         if not self.path(name).exists():
             raise ValueError(
-                f"unknown set {name!r}; available: {', '.join(self.names()) or 'none'}"
+                f"unknown set {name!r}; available sets: {', '.join(self.names()) or 'none'}"
             )
         return LatentSet.load(self.path(name))
 

@@ -16,6 +16,7 @@ from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
 class Offered(NamedTuple):
     """A set that fits this engine, and what the tables take of it by layer."""
 
+    name: str
     latent_set: LatentSet
     compiled: dict[int, LatentEdits]
 
@@ -93,21 +94,25 @@ class SetCatalog(Collection[str]):
             raise ValueError(
                 f"unknown set {name!r}; available sets: {', '.join(self) or 'none'}"
             ) from None
+        except OSError as error:
+            raise ValueError(f"set {name!r}: {error.strerror}") from error
         # Writing in place changes the time, replacing the file its number.
         identity = stat.st_mtime_ns, stat.st_size, stat.st_ino
         known = self._read.get(name)
         if known is None or known[0] != identity:
-            latent_set = self._directory.load(name)
             try:
+                latent_set = self._directory.load(name)
                 compiled = self.model.compile(latent_set, self.config.max_latents)
             except ValueError as error:
-                raise ValueError(f"set {name!r}: {error}") from error
+                # Where the server keeps its files is none of a client's business.
+                reason = str(error).removeprefix(f"{path}: ")
+                raise ValueError(f"set {name!r}: {reason}") from error
             # Names that never come back would be kept for ever. Two threads of the core read sets:
             # what is done to the dictionary is atomic.
             for other in list(self._read):
                 if other not in self:
                     self._read.pop(other, None)
-            known = self._read[name] = identity, Offered(latent_set, compiled)
+            known = self._read[name] = identity, Offered(name, latent_set, compiled)
         return known[1]
 
     def is_current(self, name: str, content_hash: str) -> bool:

@@ -18,6 +18,7 @@ SET_DIR_VARIABLE = "SAIF_SET_DIR"
 DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
 EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
+_LARGEST = 1e6  # strength or dose: far beyond use, far within fp32, which the tables are in
 
 
 def disabled() -> bool:
@@ -77,8 +78,8 @@ class SteeringConfig:
             value = getattr(self, name)
             if value is None and name != "max_strength":
                 continue
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+            if not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+                raise ValueError(f"{name}: expected a number > 0, <= {_LARGEST:g}, got {value!r}")
 
     @classmethod
     def of(cls, vllm_config: Any) -> SteeringConfig | None:
@@ -161,7 +162,7 @@ def engine_args(
         version=version("saif-fast"),
     )
     seams.arm()
-    os.environ[SET_DIR_VARIABLE] = str(directory.root.resolve())
+    os.environ[SET_DIR_VARIABLE] = str(directory.root.absolute())
     return {
         "additional_config": {"saif": {**asdict(config), "layers": list(config.layers)}},
         "worker_extension_cls": worker_extension_cls or EXTENSION,

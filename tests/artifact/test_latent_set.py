@@ -85,6 +85,14 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    rows, column = torch.eye(2, D_MODEL), torch.zeros(2)
+    latents = [Latent(index=i, edit=Edit("ablate")) for i in range(2)]
+    tied = LatentSet((SiteTensors(Site(1, latents), rows, column, column, rows),), D_MODEL, 2)
+    loaded = LatentSet.load(tied.save(tmp_path / "tied.safetensors"))
+    assert loaded.content_hash == tied.content_hash
+
+
 def test_hash_covers_what_steers_and_nothing_else() -> None:
     base = example()
     other_story = LatentSet(base.sites, D_MODEL, 4, Provenance(method="made"))

@@ -27,7 +27,7 @@ def test_files_are_offered_by_name(tmp_path: Path) -> None:
 
 def test_an_unknown_name_says_what_is_there(tmp_path: Path) -> None:
     vector_set(1.0).save(tmp_path / "french.safetensors")
-    with pytest.raises(ValueError, match="unknown set 'german'; available: french"):
+    with pytest.raises(ValueError, match="unknown set 'german'; available sets: french"):
         SetDirectory(tmp_path).load("german")
 
 

@@ -101,6 +101,12 @@ def test_anything_else_is_refused(extra_args: dict[str, object], message: str) -
         parse(**extra_args)
 
 
+def test_a_message_quotes_the_beginning_of_what_is_long() -> None:
+    with pytest.raises(ValueError, match=r"between .*; available sets: formal") as refused:
+        parse(saif="x" * 100_000)
+    assert len(str(refused.value)) < 500
+
+
 def test_too_many_sets() -> None:
     with pytest.raises(ValueError, match="at most 2 sets"):
         parse_request({"saif": "french+formal+g-1.x"}, available=AVAILABLE, max_sets=2)

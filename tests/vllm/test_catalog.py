@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def test_whether_a_name_still_means_a_content(tmp_path: Path) -> None:
     assert not offered.is_current("a", content_hash)
 
 
+def test_a_directory_that_cannot_be_read_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asked when a request ends, too, where an OSError would end the engine.
+    offered = catalog(tmp_path)
+    vector(1.0).save(tmp_path / "a.safetensors")
+    content_hash = offered["a"].latent_set.content_hash
+
+    def stale(path: Path, **options: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "stat", stale)
+    with pytest.raises(ValueError, match="set 'a': Stale file handle"):
+        offered["a"]
+    assert not offered.is_current("a", content_hash)
+
+
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
@@ -81,7 +99,7 @@ def test_whether_a_name_still_means_a_content(tmp_path: Path) -> None:
             r"set 'a': latent set: expected a hooked layer \(1, 2\), got layer 0",
         ),
         (vector(1.0, d_model=32), "set 'a': latent set was made for hidden size 32"),
-        (b"hello, world: a set", "a.safetensors: not a complete safetensors file"),
+        (b"hello, world: a set", "set 'a': not a complete safetensors file"),
         (vector(1e6), "within torch.float16"),
     ],
     ids=["layer", "model", "damaged", "dtype"],
