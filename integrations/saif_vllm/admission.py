@@ -16,7 +16,7 @@ import msgspec
 from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import SetUse, Steered, parse, without_keys
+from saif_vllm.request import SetUse, Steered, parse, split_keys
 
 logger = logging.getLogger("vllm.saif")
 
@@ -32,8 +32,10 @@ class Asked:
     request_id: str  # the engine's own
     steered: Steered
     sets: dict[str, Offered]  # by content hash
+    keys: dict[str, object]  # as the user gave them
     pinned: bool = False  # its sets are loaded and stay so
-    waited: bool = False  # for room
+    aborted: bool = False  # while it waited for room
+    changed: bool = False  # a piece of its streaming input asks for something else
 
     def release(self) -> None:
         """The request has ended, in whatever way."""
@@ -68,6 +70,7 @@ class Admission:
         self._loaded: OrderedDict[str, _Set] = OrderedDict()  # least recently used first
         self._line: deque[tuple[Asked, Proceed]] = deque()  # waiting for room
         self._returning: set[Asked] = set()  # from the line, not yet added again
+        self._sessions: dict[str, Asked] = {}  # of streaming input, by the engine's request id
         self._numbers = itertools.count()
 
     @property
@@ -83,9 +86,8 @@ class Admission:
     def preload(self) -> None:
         """Load what the directory offers, as far as it fits: first requests then find it there."""
         for name in self._catalog:
-            offered = self._catalog[name]
             try:
-                self._load(name, offered)
+                self._load(self._catalog[name])
             except NoRoom:
                 return
 
@@ -93,7 +95,9 @@ class Admission:
         """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
 
         It then has parameters of its own, which carry a :class:`Steered` in place of the user's
-        keys. Called by the core's input thread.
+        keys. All pieces of a streaming input, and the mark of its end, are one :class:`Asked`: what
+        has become of the sets' files since its start plays no role. Called by the core's input
+        thread.
 
         Raises:
             ValueError: as :func:`~saif_vllm.request.parse`.
@@ -101,7 +105,21 @@ class Admission:
         params = request.sampling_params
         if params is None:
             return None
-        asked = parse(params.extra_args, self._catalog)
+        keys, others = split_keys(params.extra_args)
+        admitted = self._sessions.get(request.request_id)
+        if admitted is None:
+            admitted = self._admitted(request, keys)
+        elif request.resumable and keys != admitted.keys:
+            admitted.changed = True
+        if admitted is None:
+            return None
+        # Children of one request (n > 1) share theirs, where front end and core are one process.
+        request.sampling_params = copy.copy(params)
+        request.sampling_params.extra_args = {**others, "saif": admitted.steered}
+        return admitted
+
+    def _admitted(self, request: Any, keys: dict[str, object]) -> Asked | None:
+        asked = parse(request.sampling_params.extra_args, self._catalog)
         if asked is None:
             return None
         uses = tuple(
@@ -115,11 +133,12 @@ class Admission:
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
         steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
-        # Children of one request (n > 1) share theirs, where front end and core are one process.
-        request.sampling_params = copy.copy(params)
-        request.sampling_params.extra_args = {**without_keys(params.extra_args), "saif": steered}
         sets = {found.latent_set.content_hash: found for found, _ in asked.sets.values()}
-        return Asked(self, request.request_id, steered, sets)
+        return Asked(self, request.request_id, steered, sets, keys)
+
+    def begin_session(self, asked: Asked) -> None:
+        """Further pieces of a streaming input will ask for the same."""
+        self._sessions[asked.request_id] = asked
 
     def add(self, asked: Asked, proceed: Proceed, again: Proceed) -> None:
         """Call ``proceed`` if the request's sets are loaded or can be, else ``again`` later.
@@ -129,28 +148,35 @@ class Admission:
             again: brings it here once more, when its sets are loaded.
         """
         self._returning.discard(asked)
-        if asked.waited and not asked.pinned:
-            return  # aborted on its way back from the line
+        if asked.aborted:
+            return
         if asked.pinned or (not self._line and self._pin(asked)):
             proceed()
         else:
-            asked.waited = True
             self._line.append((asked, again))
 
     def abort(self, request_ids: Collection[str]) -> None:
         """Forget requests that wait for room, which the scheduler does not know."""
-        if not self._line and not self._returning:
-            return
-        self._line = deque(entry for entry in self._line if entry[0].request_id not in request_ids)
-        for asked in [asked for asked in self._returning if asked.request_id in request_ids]:
-            self._returning.discard(asked)
+        gone = {asked for asked, _ in self._line if asked.request_id in request_ids}
+        gone |= {asked for asked in self._returning if asked.request_id in request_ids}
+        self._line = deque(entry for entry in self._line if entry[0] not in gone)
+        self._returning -= gone
+        for asked in gone:
+            asked.aborted = True
             self.release(asked)
+        for request_id in request_ids:
+            self._sessions.pop(request_id, None)
 
     def release(self, asked: Asked) -> None:
         """A request has ended, in whatever way; those that wait may go on."""
-        asked.pinned = False
-        for content_hash in asked.sets:
-            self._unpin(content_hash, asked)
+        self._sessions.pop(asked.request_id, None)
+        if asked.pinned:
+            asked.pinned = False
+            for content_hash in asked.sets:
+                self._unpin(content_hash, asked)
+        self._advance()
+
+    def _advance(self) -> None:
         while self._line:
             first, again = self._line[0]
             if not self._pin(first):
@@ -161,17 +187,15 @@ class Admission:
 
     def _pin(self, asked: Asked) -> bool:
         """Load the request's sets and keep them; False: there is no room, and none is kept."""
-        names = {use.content_hash: use.name for use in asked.steered.sets}
-        kept: list[str] = []
-        for content_hash, offered in asked.sets.items():
-            try:
-                self._place(names[content_hash], offered)
-            except NoRoom:
-                for other in kept:
-                    self._loaded[other].users.discard(asked)
+        if not self._place_all(asked):
+            if any(known.users for known in self._loaded.values()):
                 return False
-            self._loaded[content_hash].users.add(asked)
-            kept.append(content_hash)
+            # Idle sets can leave holes that are too small. With none loaded, any request fits that
+            # passed validation.
+            for content_hash in list(self._loaded):
+                self._unload(content_hash)
+            placed_all = self._place_all(asked)
+            assert placed_all, "a request that never fits was admitted"
         asked.pinned = True
         placed = self._slots.placed
         asked.steered = msgspec.structs.replace(
@@ -183,29 +207,45 @@ class Admission:
         )
         return True
 
-    def _place(self, name: str, offered: Offered) -> None:
+    def _place_all(self, asked: Asked) -> bool:
+        """Load the request's sets, used by it from then on; False: not all fit, and none is."""
+        for offered in asked.sets.values():
+            try:
+                self._place(offered)
+            except NoRoom:
+                for known in self._loaded.values():
+                    known.users.discard(asked)
+                return False
+            self._loaded[offered.latent_set.content_hash].users.add(asked)
+        return True
+
+    def _place(self, offered: Offered) -> None:
         """Load a set unless it is; sets that nobody uses make room. NoRoom: they were too few."""
         content_hash = offered.latent_set.content_hash
         while content_hash not in self._loaded:
             try:
-                self._load(name, offered)
+                self._load(offered)
             except NoRoom:
                 idle = next((h for h, known in self._loaded.items() if not known.users), None)
                 if idle is None:
                     raise
                 self._unload(idle)
-        self._loaded[content_hash].name = name
+        self._loaded[content_hash].name = offered.name
         self._loaded.move_to_end(content_hash)
 
-    def _load(self, name: str, offered: Offered) -> None:
+    def _load(self, offered: Offered) -> None:
         content_hash = offered.latent_set.content_hash
         if content_hash not in self._loaded:
             placement = self._slots.place(offered.latent_set)
             began = time.perf_counter()
             self._write(placement, offered.compiled)
-            milliseconds = 1e3 * (time.perf_counter() - began)
-            logger.info("Loaded set %s into slot %d in %.1f ms", name, placement.slot, milliseconds)
-            self._loaded[content_hash] = _Set(name)
+            logger.info(
+                "Loaded set %s into slot %d in %.1f ms",
+                offered.name,
+                placement.slot,
+                1e3 * (time.perf_counter() - began),
+            )
+            self._loaded[content_hash] = _Set(offered.name)
 
     def _unpin(self, content_hash: str, asked: Asked) -> None:
         known = self._loaded[content_hash]

@@ -45,7 +45,14 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
         "layerwise NVTX tracing": getattr(
             vllm_config.observability_config, "enable_layerwise_nvtx_tracing", False
         ),
+        # The canary would run forwards that the other ranks do not take part in.
+        "elastic expert parallelism": getattr(parallel, "enable_elastic_ep", False),
         "an encoder-decoder model": model.is_encoder_decoder,
+        # It encodes images and runs no decoder layer.
+        "an encoder cache's producer (ec_role ec_producer)": (
+            getattr(getattr(vllm_config, "ec_transfer_config", None), "ec_role", None)
+            == "ec_producer"
+        ),
         "a diffusion model": getattr(model, "is_diffusion", False),
         # Steered KV would leave the engine under the key of plain KV.
         "a KV connector, with a hooked layer below the last": (

@@ -38,6 +38,7 @@ class RequestReport(msgspec.Struct, frozen=True):
         request_id: the user's; requests of n > 1 outputs are as many reports.
         admission: the number of the request in its engine.
         sets: set names with strengths, as asked for.
+        content_hashes: of these sets: what the names stood for when the request came in.
         planned: tokens inside the request's window.
         steered: those of them that all hooked layers steered; ``planned`` unless something broke.
         dose: by layer.
@@ -46,6 +47,7 @@ class RequestReport(msgspec.Struct, frozen=True):
     request_id: str
     admission: int
     sets: str
+    content_hashes: tuple[str, ...]
     planned: int
     steered: int
     dose: dict[int, Dose]
@@ -104,7 +106,7 @@ class Proof(nn.Module):
             self._places.append(place)
         else:
             self.tally.clear(row)
-        self._flags.watch(row)
+        self._flags.watch(row, steered)
         self._asked[row] = steered
 
     def leave(self, row: int) -> None:
@@ -125,31 +127,33 @@ class Proof(nn.Module):
             RuntimeError: in this or an earlier step a token was planned and not steered.
         """
         tally_steps(token_row, self.tally)
-        for row, dose in self._flags.look().items():
-            steered = self._asked.get(row)
-            if steered is not None:
-                logger.warning(
-                    "request %s (%s): steering changes the residual stream by %.3g times its norm",
-                    steered.request_id,
-                    spelled(steered),
-                    dose,
-                )
+        self._look()
+
+    def _look(self, *, wait: bool = False) -> None:
+        for steered, dose in self._flags.look(wait=wait):
+            logger.warning(
+                "request %s (%s): steering changes the residual stream by %.3g times its norm",
+                steered.request_id,
+                spelled(steered),
+                dose,
+            )
 
     def totals(self) -> Totals:
         """Of all requests there have been; waits for the device."""
         _, rows = self._remembered()
-        planned, steered, *dose = (_sums(rows) + self.forgotten.cpu()).tolist()
+        planned, steered, *dose = (_sums(rows) + self.forgotten).tolist()
         return Totals(int(planned), int(steered), dict(zip(self._layers, dose, strict=True)))
 
     def report(self) -> list[RequestReport]:
         """Of all requests that are remembered, oldest first; waits for the device."""
         found, tables = self._remembered()
-        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables))
+        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables.cpu()))
         return [
             RequestReport(
                 request_id=steered.request_id,
                 admission=steered.admission,
                 sets=spelled(steered),
+                content_hashes=tuple(use.content_hash for use in steered.sets),
                 planned=planned,
                 steered=done,
                 dose={
@@ -163,11 +167,11 @@ class Proof(nn.Module):
         ]
 
     def _remembered(self) -> tuple[list[Steered], Tensor]:
-        """Requests, oldest first, and their rows on the host."""
-        self._flags.look(wait=True)
+        """Requests, oldest first, and their rows of the tally's table."""
+        self._look(wait=True)
         now = {x.admission: (x, len(self.saved) + row) for row, x in self._asked.items()}
         found = [entry for _, entry in sorted({**self._left, **now}.items())]
-        rows = torch.cat([self.saved, self.tally.table]).cpu()
+        rows = torch.cat([self.saved, self.tally.table])
         return [steered for steered, _ in found], rows[[place for _, place in found]]
 
 
@@ -191,24 +195,26 @@ class _Flags:
         n_flags = 1 if warn_dose is None else 1 + n_rows
         self._host = torch.zeros(n_flags, pin_memory=device.type == "cuda")
         self._arrived = torch.cuda.Event() if device.type == "cuda" else None
-        self._sent = False
+        self._watched: dict[int, Steered] = {}  # by row
+        self._sent: dict[int, Steered] | None = None  # whom a copy on its way is of; None: no copy
 
-    def watch(self, row: int) -> None:
+    def watch(self, row: int, steered: Steered) -> None:
         """Look at the dose of a row's new request."""
         if self._warn is not None:
             self._limit[row] = self._warn
+            self._watched[row] = steered
 
-    def look(self, *, wait: bool = False) -> dict[int, float]:
-        """Doses that have passed the limit, by row, once each.
+    def look(self, *, wait: bool = False) -> list[tuple[Steered, float]]:
+        """Requests whose dose has passed the limit, once each, with that dose.
 
         Raises:
             RuntimeError: a token was planned and not steered.
         """
         found = self._read(wait)
-        if not self._sent:
+        if self._sent is None:
             self._send()
             if wait or self._arrived is None:
-                found |= self._read(wait)
+                found += self._read(wait)
         return found
 
     def _send(self) -> None:
@@ -221,24 +227,24 @@ class _Flags:
         self._host.copy_(flags, non_blocking=True)
         if self._arrived is not None:
             self._arrived.record()
-        self._sent = True
+        self._sent = dict(self._watched)
 
-    def _read(self, wait: bool) -> dict[int, float]:
-        if not self._sent:
-            return {}
+    def _read(self, wait: bool) -> list[tuple[Steered, float]]:
+        if self._sent is None:
+            return []
         if self._arrived is not None:
             if wait:
                 self._arrived.synchronize()
             elif not self._arrived.query():
-                return {}
-        self._sent = False
+                return []
+        sent, self._sent = self._sent, None
         missed, *doses = self._host.tolist()
         if missed:
             raise RuntimeError(
                 f"{missed:.0f} tokens that should have been steered were not; the engine stops, "
                 "since what it would go on to generate is not what was asked for"
             )
-        return {row: dose for row, dose in enumerate(doses) if dose}
+        return [(sent[row], dose) for row, dose in enumerate(doses) if dose]
 
 
 def spelled(steered: Steered) -> str:

@@ -46,14 +46,6 @@ class Steered(msgspec.Struct, frozen=True):
     request_id: str = ""
     admission: int = -1
 
-    def asks_the_same(self, other: Steered | None) -> bool:
-        """Whether two requests name the same; a set's file may have been replaced in between."""
-        return other is not None and (self.window, _wishes(self)) == (other.window, _wishes(other))
-
-
-def _wishes(steered: Steered) -> list[tuple[str, float]]:
-    return [(use.name, use.strength) for use in steered.sets]
-
 
 class Parsed(NamedTuple):
     """What a user's ``extra_args`` ask for."""
@@ -61,11 +53,6 @@ class Parsed(NamedTuple):
     sets: dict[str, tuple[Offered, float]]  # with strengths, by name
     window: Window
     capture: int
-
-    @property
-    def wishes(self) -> object:
-        """What compares equal for requests that ask for the same, by the names of sets."""
-        return {name: strength for name, (_, strength) in self.sets.items()}, self.window
 
 
 def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:
@@ -127,10 +114,13 @@ def _check_room(latent_sets: Iterable[LatentSet], config: SteeringConfig) -> Non
             )
 
 
-def without_keys(extra_args: Mapping[str, object] | None) -> dict[str, object]:
-    """A copy of ``extra_args`` without our keys."""
+def split_keys(
+    extra_args: Mapping[str, object] | None,
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Our keys of ``extra_args``, and the others."""
     ours = (*REQUEST_KEYS, CAPTURE_KEY)
-    return {key: value for key, value in (extra_args or {}).items() if key not in ours}
+    given = dict(extra_args or {})
+    return {key: given.pop(key) for key in ours if key in given}, given
 
 
 def read(extra_args: Mapping[str, object] | None) -> Steered | None:

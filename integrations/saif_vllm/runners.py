@@ -6,9 +6,11 @@ from typing import Any
 
 from saif_vllm.seams import (
     V1_DUMMY_RUN,
+    V1_EXECUTE,
     V1_PREPARE,
     V2_ADD,
     V2_DUMMY_RUN,
+    V2_EXECUTE,
     V2_PREPARE,
     V2_REMOVE,
     Seam,
@@ -19,7 +21,7 @@ _V1_STATE = ("input_batch", "requests", "query_start_loc", "positions", "get_mod
 
 
 def arm_runner(runner: Any, step: StepTables) -> None:
-    """Fill ``step`` before every forward of a V1 or V2 model runner.
+    """Fill ``step`` before every forward of a V1 or V2 model runner, and count it afterwards.
 
     Raises:
         RuntimeError: a seam is not as expected.
@@ -50,7 +52,7 @@ def _arm_v1(runner: Any, step: StepTables) -> None:
         return result
 
     runner._prepare_inputs = prepare_inputs
-    _arm_dummy_run(runner, V1_DUMMY_RUN, step)
+    _arm_steps(runner, V1_EXECUTE, V1_DUMMY_RUN, step)
 
 
 def _batch_request(state: Any) -> BatchRequest:
@@ -100,19 +102,35 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
 
     state.add_request, state.remove_request = add_request, remove_request
     state.prepare_inputs = prepare_inputs
-    _arm_dummy_run(runner, V2_DUMMY_RUN, step)
+    _arm_steps(runner, V2_EXECUTE, V2_DUMMY_RUN, step)
 
 
-def _arm_dummy_run(runner: Any, seam: Seam, step: StepTables) -> None:
-    """A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing."""
-    seam.check(type(runner))
-    original = runner._dummy_run
+def _arm_steps(runner: Any, execute: Seam, dummy: Seam, step: StepTables) -> None:
+    """Count each step when its forward has run.
+
+    A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing.
+    """
+    for seam in (execute, dummy):
+        seam.check(type(runner))
+    original_execute, original_dummy = runner.execute_model, runner._dummy_run
+    in_dummy = False  # V2 runs a dummy batch by execute_model, too
+
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original_execute(scheduler_output, *args, **kwargs)
+        if scheduler_output.total_num_scheduled_tokens and not in_dummy:
+            step.finish()
+        return result
 
     def dummy_run(*args: Any, **kwargs: Any) -> Any:
-        step.end()
-        return original(*args, **kwargs)
+        nonlocal in_dummy
+        step.clear()
+        in_dummy = True
+        try:
+            return original_dummy(*args, **kwargs)
+        finally:
+            in_dummy = False
 
-    runner._dummy_run = dummy_run
+    runner.execute_model, runner._dummy_run = execute_model, dummy_run
 
 
 def _extra_args(params: Any) -> Any:

@@ -82,14 +82,16 @@ FREE_REQUEST = Seam(
 )
 # Worker: the model.
 LOAD_MODEL = Seam("vllm.v1.worker.gpu_worker", "Worker", "load_model", ("self",))
-# Model runners, V1 and V2: each step, before its forward.
+# Model runners, V1 and V2: each step, before its forward and after it.
 V1_PREPARE = Seam(
     _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
 )
+V1_EXECUTE = Seam(_V1, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 V1_DUMMY_RUN = Seam(_V1, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
 V2_ADD = Seam(_V2_STATE, "ModelState", "add_request", ("self", "req_index", "new_req_data"))
 V2_REMOVE = Seam(_V2_STATE, "ModelState", "remove_request", ("self", "req_id"))
 V2_PREPARE = Seam(_V2_STATE, "ModelState", "prepare_inputs", ("self", "input_batch", "req_states"))
+V2_EXECUTE = Seam(_V2, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 V2_DUMMY_RUN = Seam(_V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
 
 SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, Seam))
@@ -222,14 +224,14 @@ def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     from saif_vllm.metrics import count_request
-    from saif_vllm.validation import check_parameters, check_prompt, refused
+    from saif_vllm.validation import check_parameters, refused
 
+    if kwargs.get("resumable"):  # a piece of streaming input, checked as such
+        return original(self, request_id, prompt, params, *args, **kwargs)
     with refused():
         asked = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if asked is not None:
-        with refused():
-            check_prompt(request, asked)
         count_request(asked)
     return request
 
@@ -290,6 +292,8 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
     asked = self.saif.admit(request)
     result = original(self, request)
     result[0].saif = asked
+    if request.resumable and asked is not None:
+        self.saif.begin_session(asked)
     return result
 
 
@@ -298,15 +302,12 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
         return original(self, request, request_wave)
     asked = request.saif
     session = self.scheduler.requests.get(request.request_id)
-    if session is not None:
-        # Streaming input: one more piece of a prompt, or the mark of its end.
-        if asked is not None and asked.pinned:
-            asked.release()
-        if request.resumable and not _continues(session.saif, asked):
-            self.abort_requests([request.request_id])
-            self._send_error_outputs_to_client([request.request_id], request.client_index)
-            return None
-        asked = session.saif
+    begun = asked if session is None else session.saif
+    if request.resumable and (begun is not asked or (asked is not None and asked.changed)):
+        # What is refused in the front end.
+        self.abort_requests([request.request_id])
+        self._send_error_outputs_to_client([request.request_id], request.client_index)
+        return None
     if asked is None:
         return original(self, request, request_wave)
 
@@ -324,13 +325,6 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
             _add_request(original, self, request, request_wave)
 
     self.saif.add(asked, proceed, again)
-
-
-def _continues(session: Any, piece: Any) -> bool:
-    """Whether a piece of streaming input asks for what its session was begun with."""
-    if session is None or piece is None:
-        return session is piece
-    return bool(session.steered.asks_the_same(piece.steered))
 
 
 def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:

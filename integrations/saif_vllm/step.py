@@ -64,7 +64,7 @@ class StepTables(nn.Module):
         self._held: dict[BatchRequest, int] = {}  # rows of the batch's requests, -1 = unsteered
         self._free = list(reversed(range(len(rows.table))))
         self._filled = 0  # tokens from here on have row -1
-        self._forced = False
+        self._begun = self._forced = False
 
     def begin(
         self,
@@ -80,11 +80,8 @@ class StepTables(nn.Module):
             query_start_loc: [requests + 1] int32 on the device.
             positions: [>= query_start_loc[-1]] int32 or int64 on the device.
             n_tokens: an upper bound of the batch's tokens; padding beyond is never steered.
-
-        Raises:
-            RuntimeError: an earlier step did not steer all that it should have.
         """
-        self._count()
+        self._begun = True
         batch = list(batch)
         # A decode step mostly has the batch of the step before.
         moved = batch != self._batch
@@ -113,11 +110,23 @@ class StepTables(nn.Module):
         )
         self._filled = n_tokens if steers else 0
 
-    def end(self) -> None:
-        """Count the step that was begun last; what runs next is not steered, unless forced."""
+    def finish(self) -> None:
+        """Count the step whose forward has run.
+
+        Raises:
+            RuntimeError: it was not begun; or a token of this step or of an earlier one, since
+                nobody waits for a GPU, should have been steered and was not.
+        """
+        if not self._begun:
+            raise RuntimeError("a step ran that was not prepared for steering: the engine stops")
+        self._begun = False
+        if self._filled:
+            self.proof.count(self.token_row[: self._filled])
+
+    def clear(self) -> None:
+        """What runs next is a dummy batch: it is not steered, unless forced."""
         if self._forced or not self._filled:
             return
-        self._count()
         self.token_row[: self._filled].fill_(-1)
         self.token_scale[: self._filled].zero_()
         self._filled = 0
@@ -127,10 +136,6 @@ class StepTables(nn.Module):
         self._forced = row is not None
         self.token_row.fill_(-1 if row is None else row)
         self.token_scale.fill_(0.0 if row is None else 1.0)
-
-    def _count(self) -> None:
-        if self._filled:
-            self.proof.count(self.token_row[: self._filled])
 
     def _assign(self, batch: list[BatchRequest]) -> None:
         """Give each steered request a row; those that are gone give theirs back first."""

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from saif_fast.request import check_keys
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal
-from saif_vllm.request import Parsed, parse
+from saif_vllm.request import Parsed, parse, split_keys
 from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
 
@@ -35,33 +36,41 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     if isinstance(params, SamplingParams):
         asked = parse(params.extra_args, catalog)
         if asked is not None:
-            scores = any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
-            check_scope(asked, scores)
+            check_scope(asked, _wants_prompt_logprobs(params))
         return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")
     return None
 
 
-def check_prompt(request: Any, asked: Parsed) -> None:
-    """Raise ValueError for a prompt that comes in pieces and is steered below the last layer.
+def _wants_prompt_logprobs(params: Any) -> bool:
+    return any(getattr(params, name, None) is not None for name in PROMPT_LOGPROBS)
 
-    Where such a prompt ends moves, but the KV of its first pieces stays as it was steered.
+
+def check_session(params: Any, catalog: SetCatalog | None) -> Parsed | None:
+    """As :func:`check_parameters`, for a prompt that comes in pieces.
+
+    Raises:
+        ValueError: also for sets below the last layer. Where such a prompt ends moves, but the KV
+            of its first pieces stays as it was steered.
     """
-    if not request.resumable:
-        return
-    for name, (offered, _) in asked.sets.items():
+    asked = check_parameters(params, catalog)
+    for offered, _ in asked.sets.values() if asked else ():
         if offered.changes_kv:
             raise ValueError(
-                f"saif: expected sets at the last layer with streaming input, got {name!r}, which "
-                f"edits layer {offered.latent_set.layers[0]}"
+                f"saif: expected sets at the last layer with streaming input, got "
+                f"{offered.name!r}, which edits layer {offered.latent_set.layers[0]}"
             )
+    return asked
 
 
 async def checked_pieces(
     pieces: AsyncIterator[Any], params: Any, catalog: SetCatalog | None
 ) -> AsyncIterator[Any]:
     """The pieces of a streaming input (vLLM's ``StreamingInput``), as they come.
+
+    They are steered by the sets that the session found at its start, whatever has become of the
+    files: a piece may only say the same again.
 
     Args:
         pieces: with parameters of their own, or None for the session's.
@@ -71,16 +80,21 @@ async def checked_pieces(
         SteeringRequestError: a piece asks for other steering than its session.
     """
     with refused():
-        session = check_parameters(params, catalog)
+        session = check_session(params, catalog)
+    keys, _ = split_keys(params.extra_args)
     async for piece in pieces:
         own = piece.sampling_params
-        with refused():
-            asked = session if own is None else check_parameters(own, catalog)
-            if (asked and asked.wishes) != (session and session.wishes):
-                raise ValueError(
-                    "saif: expected the same in all pieces of a streaming input and in the call "
-                    f"that began it, got {own.extra_args!r} after {params.extra_args!r}"
-                )
+        if own is not None:
+            with refused():
+                if catalog is not None:
+                    check_keys(own.extra_args)
+                if session is not None:
+                    check_scope(session, _wants_prompt_logprobs(own))
+                if split_keys(own.extra_args)[0] != keys:
+                    raise ValueError(
+                        "saif: expected the same in all pieces of a streaming input and in the "
+                        f"call that began it, got {own.extra_args!r} after {params.extra_args!r}"
+                    )
         yield piece
 
 

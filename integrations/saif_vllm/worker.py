@@ -53,12 +53,9 @@ class SaifWorkerExtension:
 
     def saif_report(self) -> list[dict[str, Any]]:
         """What was done for each request, as :class:`~saif_vllm.proof.RequestReport` has it."""
-        step = self.saif_steering.step
-        step.end()
-        return [msgspec.to_builtins(found) for found in step.proof.report()]
+        return [msgspec.to_builtins(found) for found in self.saif_steering.step.proof.report()]
 
     def saif_totals(self) -> dict[str, Any]:
         """What was done so far, as :class:`~saif_vllm.proof.Totals` has it."""
-        step = self.saif_steering.step
-        step.end()
-        return cast(dict[str, Any], msgspec.to_builtins(step.proof.totals()))
+        totals = self.saif_steering.step.proof.totals()
+        return cast(dict[str, Any], msgspec.to_builtins(totals))

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offered import catalog, core_request, vector
+import torch
+from offered import catalog, core_request
 
+from saif_fast.edits import Edit
+from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
 from saif_vllm.admission import Admission, Asked
 
 
@@ -18,6 +21,7 @@ class Core:
     def __init__(self, folder: Path, **capacity: int) -> None:
         self.folder = folder
         self.slots: dict[int, float] = {}  # what the workers hold: the vector's value, by slot
+        self.rows: dict[int, set[int]] = {}  # and its place in the pool of live latents
         self.admission = Admission(catalog(folder, **capacity), self._write)
         self.running: list[Asked] = []
         self.resubmitted: list[Asked] = []
@@ -26,6 +30,8 @@ class Core:
     def _write(self, placement: Any, compiled: Any) -> None:
         assert all(placement.slot not in self._used(asked) for asked in self.running)
         self.slots[placement.slot] = float(compiled[2].vector[0])
+        begin = placement.offset[2]
+        self.rows[placement.slot] = set(range(begin, begin + len(compiled[2].p)))
 
     @staticmethod
     def _used(asked: Asked) -> set[int]:
@@ -36,6 +42,15 @@ class Core:
         asked = self.admission.admit(core_request({"saif": text}, f"{self._ids}-abc"))
         assert asked is not None
         self.add(asked)
+        return asked
+
+    def piece(self, text: str, **fields: Any) -> Asked:
+        """One more of the one streaming input there is."""
+        request = core_request({"saif": text}, "0-s", **fields)
+        asked = self.admission.admit(request)
+        assert asked is not None
+        assert request.sampling_params.extra_args == {"saif": asked.steered}
+        self.admission.begin_session(asked)
         return asked
 
     def add(self, asked: Asked) -> None:
@@ -57,9 +72,14 @@ class Core:
         return [self.slots[use.slot] for use in asked.steered.sets]
 
 
-def save(folder: Path, **values: float) -> None:
+def save(folder: Path, n_live: int = 0, **values: float) -> None:
+    """Sets of a vector of one value each, with so many live latents."""
+    latents = [Latent(index=i, edit=Edit("clamp", 1.0)) for i in range(n_live)]
+    rows, column = torch.ones(n_live, 64), torch.ones(n_live)
     for name, value in values.items():
-        vector(value).save(folder / f"{name}.safetensors")
+        vector = torch.full((64,), float(value))
+        site = SiteTensors(Site(2, latents), rows, column, column, rows, vector)
+        LatentSet((site,), 64, 3).save(folder / f"{name}.safetensors")
 
 
 @pytest.fixture
@@ -121,6 +141,58 @@ def test_who_waits_may_be_aborted(core: Core, when: str) -> None:
     assert core.ask("a + b").pinned  # nothing of the aborted one was left behind
 
 
+def test_who_waits_behind_one_that_is_aborted_goes_on(core: Core) -> None:
+    first, second, third = core.ask("a"), core.ask("b + c"), core.ask("b")
+    assert core.running == [first]
+    core.admission.abort({second.request_id})
+    core.drain()
+    assert core.running == [first, third]
+
+
+def test_holes_between_idle_sets_keep_nobody_waiting(tmp_path: Path) -> None:
+    for name, n_live in {"x": 3, "a": 4, "b": 6}.items():
+        save(tmp_path, n_live, **{name: 1})
+    core = Core(tmp_path, max_sets=3, max_latents=10)
+    for text in ("x", "a"):
+        core.end(core.ask(text))
+    both = core.ask("a + b")  # a lies at rows 3 to 6
+    assert core.running == [both]
+    core.end(both)
+    running = core.ask("x")
+    waiting = core.ask("a + b")
+    assert core.running == [running]
+    core.end(running)
+    core.drain()
+    assert core.running == [waiting]
+
+
+def test_all_pieces_of_a_streaming_input_have_the_sets_that_it_began_with(core: Core) -> None:
+    first = core.piece("a", resumable=True)
+    core.add(first)
+    save(core.folder, a=9)
+    assert core.piece("a", resumable=True) is first
+    (core.folder / "a.safetensors").unlink()
+    end = core.piece("a", resumable=False)
+    assert end is first and not first.changed
+    core.add(end)
+    assert core.values(first) == [1]
+    assert core.piece("b", resumable=True) is first and first.changed
+    first.release()
+    assert core.admission.loaded == []
+    assert core.piece("b") is not first
+
+
+def test_pieces_wait_for_room_in_turn(core: Core) -> None:
+    first, _ = core.ask("a"), core.ask("b")
+    pieces = [core.piece("c", resumable=True) for _ in range(2)]
+    for piece in pieces:
+        core.add(piece)
+    core.end(first)
+    core.drain()
+    assert core.running[-2:] == pieces and pieces[0] is pieces[1]
+    assert not core.admission._returning
+
+
 def test_replacing_a_set_changes_no_running_request(core: Core) -> None:
     before = core.ask("a")
     save(core.folder, a=9)
@@ -152,14 +224,14 @@ def test_equal_content_shares_a_slot(core: Core) -> None:
 
 def test_random_comings_and_goings(tmp_path: Path) -> None:
     random.seed(0)
-    core, wanted = Core(tmp_path, max_sets=3), {}
+    core, wanted = Core(tmp_path, max_sets=3, max_latents=9), {}
     names = [f"s{i}" for i in range(8)]
     asked: list[Asked] = []
     for turn in range(3000):
         action = random.random()
         name = random.choice(names)
         if action < 0.2:
-            save(tmp_path, **{name: float(turn + 1)})
+            save(tmp_path, random.randint(0, 3), **{name: float(turn + 1)})
         elif action < 0.25:
             (tmp_path / f"{name}.safetensors").unlink(missing_ok=True)
         elif action < 0.6:
@@ -181,6 +253,10 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
             core.drain()
         for running in core.running:
             assert core.values(running) == wanted[running]
+        used = {slot for running in core.running for slot in core._used(running)}
+        assert sum(len(core.rows[slot]) for slot in used) == len(
+            set().union(*(core.rows[slot] for slot in used))
+        )
         assert len(core.admission.loaded) <= 3
     while core.running or core.resubmitted:
         core.drain()

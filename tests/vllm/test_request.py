@@ -1,21 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 from offered import catalog, core_request
 
 from saif_kernels import Window
+from saif_vllm import seams
 from saif_vllm.admission import Admission
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.request import SetUse, Steered, parse, read
 from saif_vllm.validation import (
     check_parameters,
-    check_prompt,
+    check_session,
     checked_pieces,
     refuse_steering,
 )
@@ -62,7 +64,7 @@ def test_outputs_of_one_request_may_share_their_parameters(core: Admission) -> N
     second.sampling_params = first.sampling_params
     one, other = core.admit(first), core.admit(second)
     assert one is not None and other is not None
-    assert one.steered.asks_the_same(other.steered)
+    assert one.steered.sets == other.steered.sets
     assert (one.steered.admission, other.steered.admission) == (0, 1)
 
 
@@ -118,66 +120,109 @@ def test_sets_that_never_fit_together_are_refused(set_dir: Path) -> None:
 
 
 def test_streaming_input_is_for_the_last_layer(offered: SetCatalog) -> None:
-    def check(text: str, resumable: bool) -> None:
-        asked = parse({"saif": text}, offered)
-        assert asked is not None
-        check_prompt(SimpleNamespace(resumable=resumable), asked)
+    vllm = pytest.importorskip("vllm")
 
-    check("add_last", True)
-    check("clamp_middle", False)
+    def check(text: str) -> None:
+        check_session(vllm.SamplingParams(extra_args={"saif": text}), offered)
+
+    check("add_last")
     with pytest.raises(ValueError, match="at the last layer with streaming input, got 'both'"):
-        check("both + add_last", True)
+        check("both + add_last")
+
+
+ADD, HALF = {"saif": "add_last"}, {"saif": "add_last*0.5"}
 
 
 @pytest.mark.parametrize(
     ("session", "pieces", "let_through"),
     [
-        ("add_last", ("add_last", None, "add_last*1.0"), 3),  # None: the session's own
-        (None, (None, None), 2),
-        ("add_last", ("add_last", "add_last*0.5"), 1),
-        ("add_last", ("both", "add_last"), 0),
-        (None, (None, "add_last"), 1),
+        # Of the call that begins it. None: a piece without parameters of its own.
+        (ADD, (ADD, None, {**ADD, "other": 1}), 3),
+        ({}, (None, {}), 2),
+        (ADD, (ADD, HALF), 1),
+        (ADD, ({},), 0),
+        (ADD, ({**ADD, "saif_stop": 2},), 0),
+        ({}, (None, ADD), 1),
     ],
 )
 def test_pieces_ask_for_what_their_session_does(
-    offered: SetCatalog, session: str | None, pieces: tuple[str | None, ...], let_through: int
+    offered: SetCatalog,
+    session: dict[str, object],
+    pieces: tuple[dict[str, object] | None, ...],
+    let_through: int,
 ) -> None:
-    vllm = pytest.importorskip("vllm")
+    expected = "the same in all pieces of a streaming input"
+    assert pieces_let_through(offered, session, pieces, expected) == let_through
 
-    def params(text: str | None) -> object:
-        return vllm.SamplingParams(extra_args=None if text is None else {"saif": text})
+
+def test_a_piece_is_checked_for_more_than_its_set(offered: SetCatalog) -> None:
+    assert pieces_let_through(offered, ADD, ({**ADD, "siaf": 1},), "'siaf'") == 0
+    scores = {"prompt_logprobs": 1}
+    assert pieces_let_through(offered, ADD, (ADD,), "the unsteered model's", **scores) == 0
+
+
+def pieces_let_through(
+    offered: SetCatalog,
+    session: dict[str, object],
+    pieces: Sequence[dict[str, object] | None],
+    refusal: str,
+    **options: Any,
+) -> int:
+    """How many of them, before one is refused; ``options`` are of the pieces' parameters."""
+    vllm = pytest.importorskip("vllm")
+    passed = 0
 
     async def stream() -> AsyncIterator[object]:
-        for text in pieces:
-            yield SimpleNamespace(sampling_params=None if text is None else params(text))
-
-    passed: list[object] = []
-
-    async def pull() -> None:
-        async for piece in checked_pieces(stream(), params(session), offered):
-            passed.append(piece)
-
-    if let_through == len(pieces):
-        asyncio.run(pull())
-    else:
-        with pytest.raises(ValueError, match="the same in all pieces of a streaming input"):
-            asyncio.run(pull())
-    assert len(passed) == let_through
-
-
-def test_a_piece_may_not_take_the_sessions_steering_away(offered: SetCatalog) -> None:
-    vllm = pytest.importorskip("vllm")
+        for extra_args in pieces:
+            own = (
+                extra_args
+                if extra_args is None
+                else vllm.SamplingParams(extra_args=extra_args, **options)
+            )
+            yield SimpleNamespace(sampling_params=own)
 
     async def pull() -> None:
-        async def stream() -> AsyncIterator[object]:
-            yield SimpleNamespace(sampling_params=vllm.SamplingParams())
+        nonlocal passed
+        params = vllm.SamplingParams(extra_args=session)
+        async for _ in checked_pieces(stream(), params, offered):
+            passed += 1
 
-        session = vllm.SamplingParams(extra_args={"saif": "add_last"})
-        async for _ in checked_pieces(stream(), session, offered):
-            raise AssertionError("let through")
-
-    with pytest.raises(ValueError, match="the same in all pieces of a streaming input"):
+    try:
         asyncio.run(pull())
+    except ValueError as error:
+        assert passed < len(pieces) and refusal in str(error)
+    return passed
+
+
+@pytest.mark.parametrize("session", [ADD, {}], ids=["steered", "unsteered"])
+@pytest.mark.parametrize("piece", [HALF, {}, ADD], ids=["half", "unsteered", "steered"])
+def test_the_core_ends_a_session_that_changes_its_mind(
+    core: Admission, session: dict[str, object], piece: dict[str, object]
+) -> None:
+    requests: dict[str, Any] = {}
+    ended: list[list[str]] = []
+    engine = SimpleNamespace(
+        saif=core,
+        scheduler=SimpleNamespace(requests=requests),
+        request_block_hasher=None,
+        abort_requests=core.abort,
+        _send_error_outputs_to_client=lambda ids, client: ended.append(ids),
+    )
+
+    def send(extra_args: dict[str, object], request_id: str) -> None:
+        sent = core_request(extra_args, request_id, resumable=True, client_index=0)
+        found, wave = seams._preprocess_add_request(lambda core, sent: (sent, 0), engine, sent)
+        seams._add_request(
+            lambda core, sent, wave: requests.setdefault(sent.request_id, sent), engine, found, wave
+        )
+
+    send(session, "0-other")
+    for extra_args in (session, session, piece):
+        send(extra_args, "0-session")
+    assert ended == ([] if piece == session else [["0-session"]])
+    assert requests.keys() == {"0-other", "0-session"}
+    send(session, "0-other")
+    assert len(ended) <= 1
 
 
 def test_pooling_is_not_steered(offered: SetCatalog) -> None:

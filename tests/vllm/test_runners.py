@@ -12,7 +12,10 @@ from saif_vllm.runners import arm_runner
 
 
 class Runner:
-    def _dummy_run(self, num_tokens: int) -> None: ...
+    def execute_model(self, scheduler_output: Any) -> None: ...
+
+    def _dummy_run(self, num_tokens: int) -> None:
+        self.execute_model(SimpleNamespace(total_num_scheduled_tokens=num_tokens))
 
 
 class V1(Runner):
@@ -43,8 +46,11 @@ class Step:
     def begin(self, **arguments: Any) -> None:
         self.calls.append(arguments)
 
-    def end(self) -> None:
-        self.calls.append("end")
+    def clear(self) -> None:
+        self.calls.append("clear")
+
+    def finish(self) -> None:
+        self.calls.append("finish")
 
 
 RUNNERS: dict[str, tuple[type[Any], Callable[[type[Any]], Any], list[str]]] = {
@@ -63,7 +69,11 @@ def test_a_runner_as_expected_is_armed(version: str) -> None:
     # What is called from now on is ours, on this runner only.
     assert set(vars(owner)) >= set(seams)
     armed._dummy_run(8)
-    assert step.calls == ["end"]
+    assert step.calls == ["clear"]
+    armed.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
+    assert step.calls == ["clear"]
+    armed.execute_model(SimpleNamespace(total_num_scheduled_tokens=8))
+    assert step.calls == ["clear", "finish"]
 
 
 @pytest.mark.parametrize(

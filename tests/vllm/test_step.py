@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """One step: (id, what it asks for, prompt length, positions) of each request.
 
-    Its forward steers by nothing, unless there is none.
+    Its forward steers by nothing; without one, the step is not finished.
     """
     lengths = [len(positions) for *_, positions in batch]
     step.begin(
@@ -70,6 +70,7 @@ def run(
     if forward:
         steered = step.token_row[: sum(lengths)] >= 0
         step.proof.tally.dose[:, : sum(lengths), 0][:, steered] = torch.tensor([0.0, 1.0])
+        step.finish()
 
 
 def slots(step: StepTables) -> list[list[int]]:
@@ -125,12 +126,11 @@ def test_preempted_and_resumed(step: StepTables) -> None:
 
 def test_a_dummy_batch_between_steps_steers_nothing_and_harms_nothing(step: StepTables) -> None:
     run(step, ("x", A, 1, range(2)))
-    step.end()
+    step.clear()
     assert slots(step) == rest(0)
-    step.end()
+    step.clear()
     run(step, ("x", A, 1, range(2, 3)))
     assert slots(step) == [[0], *rest(1)]
-    step.end()
     (report,) = step.proof.report()
     assert (report.planned, report.steered) == (3, 3)
 
@@ -234,7 +234,13 @@ def test_a_token_that_was_not_steered_stops_the_engine(step: StepTables) -> None
     run(step, ("x", A, 1, range(1)))
     run(step, ("x", A, 1, range(1, 2)), forward=False)  # the hook is gone
     with pytest.raises(RuntimeError, match="1 tokens that should have been steered were not"):
-        run(step, ("x", A, 1, range(2, 3)))
+        step.finish()
+
+
+def test_a_step_that_was_not_begun_stops_the_engine(step: StepTables) -> None:
+    run(step, ("x", A, 1, range(1)))
+    with pytest.raises(RuntimeError, match="not prepared for steering"):
+        step.finish()
 
 
 def test_the_last_requests_are_remembered_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +249,6 @@ def test_the_last_requests_are_remembered_and_no_more(monkeypatch: pytest.Monkey
     for i in range(5):
         run(step, ("x", asking("a"), 2, range(i + 2)))
     run(step, ("x", None, 2, range(1)))
-    step.end()
     assert [report.planned for report in step.proof.report()] == [4, 5]
     totals = step.proof.totals()
     assert totals.planned == totals.steered == sum(range(1, 6))
@@ -255,13 +260,13 @@ def test_the_report_says_what_was_done(step: StepTables) -> None:
     def forward(*batch: tuple[str, Mapping[str, object] | None, int, range]) -> None:
         run(step, *batch, forward=False)
         layer.steer(torch.zeros(8, 4), torch.full((8, 4), 2.0))
+        step.finish()
 
     forward(("x", x, 2, range(3)), ("z", z, 1, range(2)))
     forward(("x", x, 2, range(3, 4)), ("y", y, 1, range(1)))  # z has left
     forward(("y", y, 1, range(1, 3)))  # x too: preempted
     forward(("x", x, 2, range(4)), ("y", y, 1, range(2, 3)))  # x resumes; y had a rejected draft
     forward(("x", x, 2, range(4, 5)))
-    step.end()
     first, second, last = step.proof.report()
     assert [report.request_id for report in (first, second, last)] == ["a", "b", "a"]
     counted = [(report.planned, report.steered) for report in (first, second, last)]
@@ -301,12 +306,14 @@ def test_a_step_waits_for_nothing_and_no_shape_depends_on_who_is_steered() -> No
         x, *rest = ("x", A, 2), *(("y", other, 1) for other in others)
         run(step, (*x, range(2)), *((*y, range(1)) for y in rest), forward=False)
         layer.steer(hidden, None)
+        step.finish()
         with Opaque() as seen:
             run(step, (*x, range(2, 3)), *((*y, range(1, 2)) for y in rest), forward=False)
             layer.steer(hidden, hidden)
+            step.finish()
         records.append(seen.record)
     assert records[0] == records[1] == records[2]
-    assert sum("saif" in str(op) for op, _ in records[0]) == 3  # tally, prepare, steer
+    assert sum("saif" in str(op) for op, _ in records[0]) == 3  # prepare, steer, tally
 
 
 def test_a_high_dose_is_warned_of_once_a_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -318,6 +325,6 @@ def test_a_high_dose_is_warned_of_once_a_request(caplog: pytest.LogCaptureFixtur
             positions = range(position, position + 1)
             run(step, ("s", strong, 1, positions), ("w", weak, 1, positions), forward=False)
             layer.steer(torch.zeros(2, 4), torch.full((2, 4), 2.0))
-        step.end()
+            step.finish()
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("request a (a*1): steering changes the residual stream by 1.5 times")

@@ -10,7 +10,7 @@ from saif_vllm.worker import SaifWorkerExtension
 class WorkerState(SaifWorkerExtension):
     def saif_worker_state(self) -> dict[str, Any]:
         step = self.saif_steering.step
-        step.end()
+        step.clear()
         return {
             "rows held": sum(row >= 0 for row in step._held.values()),
             "rows free": len(step._free),
