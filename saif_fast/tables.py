@@ -90,11 +90,6 @@ class SteeringTables:
             capacity.max_requests, capacity.max_sets_per_request, device
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Device memory of all tables in bytes."""
-        return sum(bank.nbytes for bank in self.banks.values()) + self.rows.table.nbytes
-
     def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
         """Put a set into its place, whatever another set left there.
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saif_kernels import Tally, tally_steps
 from saif_kernels.tally import STEERED
@@ -71,7 +71,7 @@ class Totals(msgspec.Struct, frozen=True):
     dose: dict[int, float]
 
 
-class Proof(nn.Module):
+class Proof:
     """Counters of the requests of a batch, and what they came to for earlier ones.
 
     Args:
@@ -81,28 +81,26 @@ class Proof(nn.Module):
     """
 
     def __init__(self, tally: Tally, layers: Sequence[int], warn_dose: float | None) -> None:
-        super().__init__()
         self.tally, self._layers = tally, list(layers)
-        # The same tensors under their names.
-        for name in ("table", "token_fresh", "dose", "missed"):
-            self.register_buffer(name, getattr(tally, name), persistent=False)
         self._asked: dict[int, Steered] = {}  # by row
         # Rows of requests that have left, read back when a report is asked for. In one table, as
         # thousands of small copies would lie about in the memory.
-        self.register_buffer("saved", None, persistent=False)
-        self.saved: Tensor = tally.table.new_empty(_KEPT, tally.table.shape[1])
+        self._saved = tally.table.new_empty(_KEPT, tally.table.shape[1])
         self._places = list(range(_KEPT))  # free ones
         self._left: OrderedDict[int, tuple[Steered, int]] = OrderedDict()  # by number, with place
         # Sums of the rows that are no longer kept: tokens planned and steered, and the doses.
-        self.register_buffer("forgotten", None, persistent=False)
-        self.forgotten: Tensor = tally.table.new_zeros(2 + len(layers), dtype=torch.float64)
+        self._forgotten = tally.table.new_zeros(2 + len(layers), dtype=torch.float64)
         self._flags = _Flags(tally, warn_dose)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables by name."""
+        return {**self.tally.tensors(), "saved": self._saved, "forgotten": self._forgotten}
 
     def enter(self, row: int, steered: Steered) -> None:
         """A request takes ``row``; one that was here before goes on counting."""
         if steered.admission in self._left:
             _, place = self._left.pop(steered.admission)
-            self.tally.table[row].copy_(self.saved[place])
+            self.tally.table[row].copy_(self._saved[place])
             self._places.append(place)
         else:
             self.tally.clear(row)
@@ -114,10 +112,10 @@ class Proof(nn.Module):
         steered = self._asked.pop(row)
         if not self._places:
             _, (_, oldest) = self._left.popitem(last=False)
-            self.forgotten += _sums(self.saved[oldest : oldest + 1])
+            self._forgotten += _sums(self._saved[oldest : oldest + 1])
             self._places.append(oldest)
         place = self._places.pop()
-        self.saved[place].copy_(self.tally.table[row])
+        self._saved[place].copy_(self.tally.table[row])
         self._left[steered.admission] = steered, place
 
     def count(self, token_row: Tensor) -> None:
@@ -141,7 +139,7 @@ class Proof(nn.Module):
     def totals(self) -> Totals:
         """Of all requests there have been; waits for the device."""
         _, rows = self._remembered()
-        planned, steered, *dose = (_sums(rows) + self.forgotten).tolist()
+        planned, steered, *dose = (_sums(rows) + self._forgotten).tolist()
         return Totals(int(planned), int(steered), dict(zip(self._layers, dose, strict=True)))
 
     def report(self) -> list[RequestReport]:
@@ -169,9 +167,9 @@ class Proof(nn.Module):
     def _remembered(self) -> tuple[list[Steered], Tensor]:
         """Requests, oldest first, and their rows of the tally's table."""
         self._look(wait=True)
-        now = {x.admission: (x, len(self.saved) + row) for row, x in self._asked.items()}
+        now = {x.admission: (x, len(self._saved) + row) for row, x in self._asked.items()}
         found = [entry for _, entry in sorted({**self._left, **now}.items())]
-        rows = torch.cat([self.saved, self.tally.table])
+        rows = torch.cat([self._saved, self.tally.table])
         return [steered for steered, _ in found], rows[[place for _, place in found]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from saif_fast.slots import Placement
 from saif_fast.tables import SteeringTables
@@ -12,7 +12,7 @@ from saif_kernels import LatentEdits, SteeringBank, steer_
 from saif_vllm.step import StepTables
 
 
-class LayerSteering(nn.Module):
+class LayerSteering:
     """The bank of one hooked layer, and where the layer's evidence of steering goes.
 
     Args:
@@ -25,12 +25,8 @@ class LayerSteering(nn.Module):
     def __init__(
         self, bank: SteeringBank, step: StepTables, index: int, max_dose: float | None
     ) -> None:
-        super().__init__()
         self.bank, self.step, self.index, self.max_dose = bank, step, index, max_dose
-        self.dose: Tensor = step.proof.tally.dose[index]
-        # The same tensors under their names.
-        for name, table in bank._asdict().items():
-            self.register_buffer(name, table, persistent=False)
+        self.dose = step.proof.tally.dose[index]
 
     def steer(self, hidden: Tensor, residual: Tensor | None) -> None:
         """Steer ``hidden`` [T, d_model] in place; called by the op."""
@@ -49,7 +45,7 @@ class LayerSteering(nn.Module):
         )
 
 
-class Steering(nn.Module):
+class Steering:
     """Tables and step of one worker.
 
     Args:
@@ -59,18 +55,25 @@ class Steering(nn.Module):
     """
 
     def __init__(self, tables: SteeringTables, step: StepTables, max_dose: float | None) -> None:
-        super().__init__()
         self.tables, self.step = tables, step
-        self.layers: Mapping[int, LayerSteering] = {
+        self.layers = {
             layer: LayerSteering(bank, step, i, max_dose)
             for i, (layer, bank) in enumerate(tables.banks.items())
         }
-        self.hooked = nn.ModuleDict({str(layer): found for layer, found in self.layers.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is allocated at start and keeps its memory, by name."""
+        banks = {
+            f"layers.{layer}.{name}": table
+            for layer, bank in self.tables.banks.items()
+            for name, table in bank._asdict().items()
+        }
+        return banks | self.step.tensors()
 
     @property
     def nbytes(self) -> int:
         """Memory of all tables in bytes."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+        return sum(table.nbytes for table in self.tensors().values())
 
     def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
         """Load a set; no request of a running batch uses its slot."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saif_kernels import RequestRows, prepare_steps
 from saif_kernels.rows import copy_to
@@ -31,7 +31,7 @@ class BatchRequest:
     prompt_len: int  # tokens
 
 
-class StepTables(nn.Module):
+class StepTables:
     """Who is steered by what in the current step.
 
     Rows are derived from the batch at every step, and nothing is told when a request ends: so
@@ -51,20 +51,26 @@ class StepTables(nn.Module):
         max_tokens: int,
         capture: LastTokenCapture | None = None,
     ) -> None:
-        super().__init__()
         self.rows, self.proof, self.capture = rows, proof, capture
         device = rows.table.device
-        self.register_buffer("request_rows", rows.table, persistent=False)
-        self.register_buffer("token_row", None, persistent=False)
-        self.register_buffer("token_scale", None, persistent=False)
-        self.token_row: Tensor = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
-        self.token_scale: Tensor = torch.zeros(max_tokens, device=device)
+        self.token_row = torch.full((max_tokens,), -1, dtype=torch.int32, device=device)
+        self.token_scale = torch.zeros(max_tokens, device=device)
         self._batch: list[BatchRequest] = []
         self._request_row = torch.empty(0, dtype=torch.int32, device=device)  # of the batch
         self._held: dict[BatchRequest, int] = {}  # rows of the batch's requests, -1 = unsteered
         self._free = list(reversed(range(len(rows.table))))
         self._filled = 0  # tokens from here on have row -1
         self._begun = self._forced = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables by name."""
+        own = {
+            "request_rows": self.rows.table,
+            "token_row": self.token_row,
+            "token_scale": self.token_scale,
+        }
+        captured = {} if self.capture is None else dict(self.capture.named_buffers())
+        return own | self.proof.tensors() | captured
 
     def begin(
         self,

@@ -97,11 +97,6 @@ class SteeringBank(NamedTuple):
             vector=torch.zeros(n_sets, d_model, dtype=dtype, device=device),
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all tables in bytes."""
-        return sum(table.nbytes for table in self)
-
     def write(self, slot: int, offset: int, edits: LatentEdits) -> None:
         """Put ``edits`` into ``slot``, its latents into pool rows ``offset .. offset + k - 1``.
 

@@ -60,11 +60,10 @@ class Tally:
         tally.counts[:, LAST] = -1
         return tally
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all tables in bytes."""
-        tables = (self.table, self.token_fresh, self.dose, self.missed)
-        return sum(table.nbytes for table in tables)
+    def tensors(self) -> dict[str, Tensor]:
+        """The tables by name; the other columns are views of them."""
+        names = ("table", "token_fresh", "dose", "missed")
+        return {name: getattr(self, name) for name in names}
 
     def clear(self, row: int) -> None:
         """Begin ``row`` anew, for another request. One copy, for which the host does not wait."""

@@ -18,6 +18,6 @@ class WorkerState(SaifWorkerExtension):
             "steered tokens": int((step.token_row >= 0).sum()),
             "tables": {
                 name: [table.data_ptr(), *table.shape]
-                for name, table in self.saif_steering.named_buffers()
+                for name, table in self.saif_steering.tensors().items()
             },
         }
