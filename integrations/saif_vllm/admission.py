@@ -16,7 +16,7 @@ import msgspec
 from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import SetUse, Steered, parse, split_keys
+from saif_vllm.request import SetUse, Steered, carry, parse, split_keys
 
 logger = logging.getLogger("vllm.saif")
 
@@ -105,7 +105,7 @@ class Admission:
         params = request.sampling_params
         if params is None:
             return None
-        keys, others = split_keys(params.extra_args)
+        keys, _ = split_keys(params.extra_args)
         admitted = self._sessions.get(request.request_id)
         if admitted is None:
             admitted = self._admitted(request, keys)
@@ -115,7 +115,7 @@ class Admission:
             return None
         # Children of one request (n > 1) share theirs, where front end and core are one process.
         request.sampling_params = copy.copy(params)
-        request.sampling_params.extra_args = {**others, "saif": admitted.steered}
+        carry(request.sampling_params, admitted.steered)
         return admitted
 
     def _admitted(self, request: Any, keys: dict[str, object]) -> Asked | None:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from saif_kernels import Window
-from saif_vllm.request import Steered
+from saif_vllm.request import Steered, carried
 
 Hasher = Callable[[Any], list[Any]]
 _UNIFORM = Window(prompt=True)
@@ -35,8 +35,7 @@ class SteeredHasher:
 
     def __call__(self, request: Any) -> list[Any]:
         """Hashes of the full blocks of a vLLM ``Request`` behind ``request.block_hashes``."""
-        params = request.sampling_params
-        steered = None if params is None else (params.extra_args or {}).get("saif")
+        steered = carried(request.sampling_params)
         if steered is None or not any(use.changes_kv for use in steered.sets):
             return self._plain(request)
         # vLLM chains each hash on the one before: on its own, which say nothing of steering.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,7 @@ from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
 
 CAPTURE_KEY = "saif_capture"  # of identification, see identification.py
+_STEERED = "saif"  # a Steered lies where the user's string lay, and that only
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -29,8 +30,8 @@ class SetUse(msgspec.Struct, frozen=True):
 class Steered(msgspec.Struct, frozen=True):
     """What a request asks for, as the engine core hands it to the workers.
 
-    It takes the place of the user's keys, under ``saif`` in ``extra_args``. A worker takes nothing
-    else, so no request reaches it past the core's checks.
+    It takes the place of the user's keys, see :func:`carry`. A worker takes nothing else, so no
+    request reaches it past the core's checks.
 
     Attributes:
         sets: with strengths.
@@ -123,15 +124,26 @@ def split_keys(
     return {key: given.pop(key) for key in ours if key in given}, given
 
 
-def read(extra_args: Mapping[str, object] | None) -> Steered | None:
-    """What the worker reads.
+def carry(params: Any, steered: Steered) -> None:
+    """Put ``steered`` in place of the user's keys into vLLM's ``SamplingParams``."""
+    _, others = split_keys(params.extra_args)
+    params.extra_args = {**others, _STEERED: steered}
+
+
+def carried(params: Any) -> Steered | None:
+    """What an admitted request's parameters carry; a pooling request has None."""
+    return None if params is None else (params.extra_args or {}).get(_STEERED)
+
+
+def read(params: Any) -> Steered | None:
+    """What a worker takes: as :func:`carried`, checked.
 
     Raises:
         RuntimeError: the request went past the engine core's check, so its sets are not loaded.
     """
-    asked = (extra_args or {}).get("saif")
-    if asked is None:
+    steered = carried(params)
+    if steered is None:
         return None
-    if not isinstance(asked, Steered) or any(use.slot < 0 for use in asked.sets):
+    if not isinstance(steered, Steered) or any(use.slot < 0 for use in steered.sets):
         raise RuntimeError("a steered request reached the worker unchecked: the seam is not armed")
-    return asked
+    return steered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from saif_vllm.request import read
 from saif_vllm.seams import (
     V1_DUMMY_RUN,
     V1_EXECUTE,
@@ -60,9 +61,7 @@ def _batch_request(state: Any) -> BatchRequest:
     known: BatchRequest | None = getattr(state, "saif", None)
     # A piece of streaming input moves the prompt's end.
     if known is None or known.prompt_len != state.num_prompt_tokens:
-        known = state.saif = BatchRequest(
-            _extra_args(state.sampling_params), state.num_prompt_tokens
-        )
+        known = state.saif = BatchRequest(read(state.sampling_params), state.num_prompt_tokens)
     return known
 
 
@@ -80,7 +79,7 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
     def add_request(req_index: int, new_req_data: Any) -> None:
         original_add(req_index, new_req_data)
         requests[new_req_data.req_id] = BatchRequest(
-            _extra_args(new_req_data.sampling_params),
+            read(new_req_data.sampling_params),
             length(new_req_data.prompt_token_ids, new_req_data.prompt_embeds),
         )
 
@@ -131,7 +130,3 @@ def _arm_steps(runner: Any, execute: Seam, dummy: Seam, step: StepTables) -> Non
             in_dummy = False
 
     runner.execute_model, runner._dummy_run = execute_model, dummy_run
-
-
-def _extra_args(params: Any) -> Any:
-    return None if params is None else params.extra_args

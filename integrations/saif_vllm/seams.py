@@ -298,6 +298,8 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
 
 
 def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) -> Any:
+    from saif_vllm.request import carry
+
     if self.saif is None:
         return original(self, request, request_wave)
     asked = request.saif
@@ -312,8 +314,7 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
         return original(self, request, request_wave)
 
     def proceed() -> None:
-        params = request.sampling_params
-        params.extra_args = {**params.extra_args, "saif": asked.steered}
+        carry(request.sampling_params, asked.steered)
         original(self, request, request_wave)
 
     def again() -> None:

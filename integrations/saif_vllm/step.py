@@ -6,7 +6,7 @@ All are allocated once and filled in place, since a CUDA graph keeps the pointer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from saif_kernels import RequestRows, prepare_steps
 from saif_kernels.rows import copy_to
 from saif_vllm.capture import LastTokenCapture, Wanted
 from saif_vllm.proof import Proof
-from saif_vllm.request import read
+from saif_vllm.request import Steered
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +27,7 @@ class BatchRequest:
     Identity is what counts: ids of requests come back, and comparing is no work in every step.
     """
 
-    extra_args: Mapping[str, object] | None
+    steered: Steered | None
     prompt_len: int  # tokens
 
 
@@ -155,17 +155,16 @@ class StepTables:
                 held[request] = self._take_row(request)
         self._batch = batch
         if self.capture is not None:
-            asked = [read(request.extra_args) for request in batch]
             self.capture.assign(
                 [
-                    Wanted(i, steered.capture, batch[i].prompt_len - 1)
-                    for i, steered in enumerate(asked)
-                    if steered is not None and steered.capture >= 0
+                    Wanted(i, request.steered.capture, request.prompt_len - 1)
+                    for i, request in enumerate(batch)
+                    if request.steered is not None and request.steered.capture >= 0
                 ]
             )
 
     def _take_row(self, request: BatchRequest) -> int:
-        steered = read(request.extra_args)
+        steered = request.steered
         if steered is None or not steered.sets:
             return -1
         row = self._free.pop()

@@ -14,7 +14,7 @@ from saif_kernels import Window
 from saif_vllm import seams
 from saif_vllm.admission import Admission
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import SetUse, Steered, parse, read
+from saif_vllm.request import SetUse, Steered, carry, parse, read
 from saif_vllm.validation import (
     check_parameters,
     check_session,
@@ -82,19 +82,20 @@ def test_only_what_the_core_admitted_reaches_the_worker(core: Admission) -> None
     request = core_request({"saif": "add_last"})
     asked = core.admit(request)
     assert asked is not None
-    params = request.sampling_params
     # The user's own keys, the same in the core's form, and without a place for its set.
     for extra_args in (
         {"saif": "add_last"},
         {"saif": msgspec.to_builtins(asked.steered)},
-        params.extra_args,
+        request.sampling_params.extra_args,
     ):
         with pytest.raises(RuntimeError, match="unchecked"):
-            read(extra_args)
+            read(SimpleNamespace(extra_args=extra_args))
     core.add(asked, lambda: None, lambda: None)
-    assert read({"saif": asked.steered}) is asked.steered
+    carry(request.sampling_params, asked.steered)
+    assert read(request.sampling_params) is asked.steered
     assert asked.steered.sets[0].slot >= 0
-    assert read({"other": 1}) is None
+    assert read(SimpleNamespace(extra_args={"other": 1})) is None
+    assert read(None) is None
 
 
 def test_the_core_checks_what_went_past_the_front_end(core: Admission) -> None:

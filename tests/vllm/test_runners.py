@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from saif_kernels import Window
+from saif_vllm.request import Steered
 from saif_vllm.runners import arm_runner
 
 
@@ -89,8 +91,11 @@ def test_a_runner_that_prepares_otherwise_is_refused(version: str, seam: str, ch
         arm_runner(armed, Step())  # type: ignore[arg-type]
 
 
-def params(saif: object) -> Any:
-    return SimpleNamespace(extra_args={"saif": saif})
+def params(name: str) -> Any:
+    return SimpleNamespace(extra_args={"saif": Steered((), Window(), request_id=name)})
+
+
+UNCHECKED = SimpleNamespace(extra_args={"saif": "french"})
 
 
 def test_v1_has_one_object_a_request_and_a_new_one_when_its_prompt_grows() -> None:
@@ -107,12 +112,15 @@ def test_v1_has_one_object_a_request_and_a_new_one_when_its_prompt_grows() -> No
     states["x"].num_prompt_tokens = 5  # one more piece of streaming input
     runner._prepare_inputs(plan, None)
     first, second, third = (call["batch"] for call in step.calls)
-    assert [request.extra_args["saif"] for request in first] == ["y", "x"]
+    assert [request.steered.request_id for request in first] == ["y", "x"]
     assert first == second
     assert third[0] is first[0] and third[1] is not first[1]
     assert (first[1].prompt_len, third[1].prompt_len) == (3, 5)
     assert step.calls[0]["query_start_loc"] == [0, 1, 2]
     assert step.calls[0]["n_tokens"] == 7
+    states["y"] = SimpleNamespace(sampling_params=UNCHECKED, num_prompt_tokens=3)
+    with pytest.raises(RuntimeError, match="unchecked"):
+        runner._prepare_inputs(plan, None)
 
 
 def new_request(name: str, sampling_params: Any) -> Any:
@@ -144,6 +152,8 @@ def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
     state.add_request(1, new_request("y", None))
     state.prepare_inputs(batch, known)
     first, second = (call["batch"] for call in step.calls)
-    assert [request.extra_args["saif"] for request in first] == ["y", "x"]
+    assert [request.steered.request_id for request in first] == ["y", "x"]
     assert first[0].prompt_len == 3
-    assert second[1] is first[1] and second[0].extra_args is None
+    assert second[1] is first[1] and second[0].steered is None
+    with pytest.raises(RuntimeError, match="unchecked"):
+        state.add_request(2, new_request("z", UNCHECKED))
