@@ -9,17 +9,7 @@ import torch
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.slots import Placement
-from saif_kernels import MAX_LATENTS, LatentEdits, RequestRows, SteeringBank
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What is allocated at start; nothing grows afterwards."""
-
-    max_sets: int  # resident sets
-    max_latents: int  # live latents of all resident sets together, at each layer
-    max_requests: int
-    max_sets_per_request: int
+from saif_kernels import MAX_LATENTS, LatentEdits, SteeringBank
 
 
 @dataclass(frozen=True)
@@ -62,33 +52,31 @@ class Model:
 
 
 class SteeringTables:
-    """Banks and request rows on one device, allocated once and filled in place.
+    """The banks of hooked layers on one device, allocated once and filled in place.
 
     A set has the same slot in the bank of every hooked layer (empty where it edits nothing), so a
     request's row serves all layers. :class:`~saif_fast.slots.SetSlots` says where a set goes.
 
     Args:
+        max_sets: resident sets.
+        max_latents: live latents of all resident sets together, at each layer.
         owned: the layers whose banks this process holds (a pipeline rank's); None = all.
     """
 
     def __init__(
         self,
         model: Model,
-        capacity: Capacity,
+        max_sets: int,
+        max_latents: int,
         device: torch.device | str,
         *,
         owned: Collection[int] | None = None,
     ) -> None:
         self.banks = {
-            layer: SteeringBank.allocate(
-                model.d_model, capacity.max_sets, capacity.max_latents, model.dtype, device
-            )
+            layer: SteeringBank.allocate(model.d_model, max_sets, max_latents, model.dtype, device)
             for layer in model.layers
             if owned is None or layer in owned
         }
-        self.rows = RequestRows.allocate(
-            capacity.max_requests, capacity.max_sets_per_request, device
-        )
 
     def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
         """Put a set into its place, whatever another set left there.

@@ -13,7 +13,7 @@ from saif_fast.hf import decoder_layers
 from saif_fast.latent_set import LatentSet
 from saif_fast.request import SteeringRequest, check_combination
 from saif_fast.slots import SetSlots
-from saif_fast.tables import Capacity, Model, SteeringTables
+from saif_fast.tables import Model, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 
 if TYPE_CHECKING:
@@ -128,15 +128,11 @@ def _load_sets(
 ) -> tuple[dict[int, SteeringBank], dict[str, int]]:
     """Banks by layer that hold all sets, and each set's slot."""
     live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in model.layers]
-    # Request rows change with every batch here, so those of the tables stay unused.
-    capacity = Capacity(
-        max_sets=len(sets), max_latents=max(live, default=0), max_requests=1, max_sets_per_request=1
-    )
-    slots = SetSlots(model.layers, capacity.max_sets, capacity.max_latents)
-    tables = SteeringTables(model, capacity, device)
+    max_sets, max_latents = len(sets), max(live, default=0)
+    slots = SetSlots(model.layers, max_sets, max_latents)
+    tables = SteeringTables(model, max_sets, max_latents, device)
     for latent_set in sets.values():
-        compiled = model.compile(latent_set, capacity.max_latents)
-        tables.write(slots.place(latent_set), compiled)
+        tables.write(slots.place(latent_set), model.compile(latent_set, max_latents))
     placed = {name: slots.placed[found.content_hash].slot for name, found in sets.items()}
     return tables.banks, placed
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from saif_fast.tables import Capacity, Model, SteeringTables
-from saif_kernels import Tally
+from saif_fast.tables import Model, SteeringTables
+from saif_kernels import RequestRows, Tally
 from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
@@ -106,19 +106,15 @@ def _allocate(
     vllm_config: Any,
     device: torch.device,
 ) -> Steering:
-    capacity = Capacity(
-        max_sets=config.max_sets,
-        max_latents=config.max_latents,
-        max_requests=vllm_config.scheduler_config.max_num_seqs,
-        max_sets_per_request=config.max_sets_per_request,
-    )
-    tables = SteeringTables(fits, capacity, device, owned=owned)
-    tally = Tally.allocate(len(owned), max_tokens, capacity.max_requests, device)
+    tables = SteeringTables(fits, config.max_sets, config.max_latents, device, owned=owned)
+    max_requests = vllm_config.scheduler_config.max_num_seqs
+    rows = RequestRows.allocate(max_requests, config.max_sets_per_request, device)
+    tally = Tally.allocate(len(owned), max_tokens, max_requests, device)
     proof = Proof(tally, owned, config.warn_dose)
     capture = None
     if config.max_captures:
         capture = LastTokenCapture(
             len(owned), config.max_captures, fits.d_model, fits.dtype, device
         )
-    step = StepTables(tables.rows, proof, max_tokens, capture)
+    step = StepTables(rows, proof, max_tokens, capture)
     return Steering(tables, step, config.max_dose)

@@ -8,7 +8,7 @@ import torch
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
 from saif_fast.slots import NoRoom, SetSlots
-from saif_fast.tables import Capacity, Model, SteeringTables
+from saif_fast.tables import Model, SteeringTables
 
 D_MODEL = 4
 MODEL = Model((1,), D_MODEL, 2, torch.float32)
@@ -32,8 +32,7 @@ def slots() -> SetSlots:
 
 @pytest.fixture
 def tables() -> SteeringTables:
-    capacity = Capacity(max_sets=3, max_latents=8, max_requests=2, max_sets_per_request=2)
-    return SteeringTables(MODEL, capacity, "cpu")
+    return SteeringTables(MODEL, 3, 8, "cpu")
 
 
 def load(slots: SetSlots, tables: SteeringTables, latent_set: LatentSet) -> int:
@@ -117,8 +116,7 @@ def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
 
 def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
     model = Model((0, 1), D_MODEL, 2, torch.float32)
-    capacity = Capacity(max_sets=1, max_latents=1, max_requests=1, max_sets_per_request=1)
-    tables = SteeringTables(model, capacity, "cpu", owned=[1])
+    tables = SteeringTables(model, 1, 1, "cpu", owned=[1])
     latent_set = make_set(1, layer=0)
     placement = SetSlots([0, 1], 1, 1).place(latent_set)
     tables.write(placement, model.compile(latent_set, 1))
