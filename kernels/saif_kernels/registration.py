@@ -21,18 +21,47 @@ from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
 LIBRARY = torch.library.Library("saif", "FRAGMENT")
 
 
-def _on_gpus(name: str, launcher: Callable[..., Any]) -> None:
-    """Register a launcher. Triton launches on the current device, which may not be the tensors'."""
+def _define(
+    schema: str,
+    reference: Callable[..., Any],
+    launcher: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
+    """Register an op: the launcher on GPUs, the reference on all other devices."""
+    name = schema.partition("(")[0]
 
     def launch(first: Tensor, *args: Any, **options: Any) -> Any:
+        # Triton launches on the current device, which may not be the tensors'.
         with torch.cuda.device_of(first):
             return launcher(first, *args, **options)
 
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     LIBRARY.impl(name, launch, "CUDA")
+    torch.library.register_fake(f"saif::{name}", fake, lib=LIBRARY)
 
 
 def _nothing(first: Tensor, *args: Tensor | None, **options: Any) -> None:
     """Fake of an op that writes in place and returns nothing."""
+
+
+def _add_steer_rms_norm_fake(hidden: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
+
+
+def _encode_topk_fake(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    values = x.new_empty(x.shape[0], k, dtype=torch.float32)
+    return values, torch.empty_like(values, dtype=torch.int32)
+
+
+def _encode_moments_fake(x: Tensor, without: Tensor | None, W_enc: Tensor, *args: object) -> Tensor:
+    return x.new_empty(4 if without is None else 6, W_enc.shape[1], dtype=torch.float64)
+
+
+def _topk_rank_fake(x: Tensor, W_enc: Tensor, b_enc: Tensor, latents: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], latents.shape[0], dtype=torch.int32)
 
 
 # Flat tensors, since a schema knows no tuples; the order is that of SteeringBank's fields.
@@ -41,78 +70,52 @@ _TABLES = ", ".join(
     for name in (*SteeringBank._fields, "set_slot", "strength", "token_row", "token_scale")
 )
 
-LIBRARY.define(
+_define(
     f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}, *, "
-    "Tensor(b!)? dose=None, float? max_dose=None) -> ()"
+    "Tensor(b!)? dose=None, float? max_dose=None) -> ()",
+    steer_torch_,
+    steer_triton_,
+    _nothing,
 )
-LIBRARY.impl("steer_", steer_torch_, "CompositeExplicitAutograd")
-_on_gpus("steer_", steer_triton_)
-torch.library.register_fake("saif::steer_", _nothing, lib=LIBRARY)
-
-LIBRARY.define(
+_define(
     "add_steer_rms_norm(Tensor hidden, Tensor? residual, Tensor weight, float eps, bool gemma, "
-    f"{_TABLES}) -> Tensor"
+    f"{_TABLES}) -> Tensor",
+    add_steer_rms_norm_torch,
+    add_steer_rms_norm_triton,
+    _add_steer_rms_norm_fake,
 )
-LIBRARY.impl("add_steer_rms_norm", add_steer_rms_norm_torch, "CompositeExplicitAutograd")
-_on_gpus("add_steer_rms_norm", add_steer_rms_norm_triton)
-
-
-@torch.library.register_fake("saif::add_steer_rms_norm", lib=LIBRARY)
-def _add_steer_rms_norm_fake(hidden: Tensor, *args: object) -> Tensor:
-    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
-
-
-LIBRARY.define(
+_define(
     "prepare_steps_(Tensor(a!) token_row, Tensor(b!) token_scale, Tensor query_start_loc, "
     "Tensor request_row, Tensor positions, Tensor table, *, Tensor(c!)? token_fresh=None, "
-    "Tensor? counts=None) -> ()"
+    "Tensor? counts=None) -> ()",
+    prepare_steps_torch,
+    prepare_steps_triton,
+    _nothing,
 )
-LIBRARY.impl("prepare_steps_", prepare_steps_torch, "CompositeExplicitAutograd")
-_on_gpus("prepare_steps_", prepare_steps_triton)
-torch.library.register_fake("saif::prepare_steps_", _nothing, lib=LIBRARY)
-
-LIBRARY.define(
+_define(
     "tally_steps_(Tensor token_row, Tensor token_fresh, Tensor(a!) dose, Tensor(b!) table, "
-    "Tensor(c!) missed) -> ()"
+    "Tensor(c!) missed) -> ()",
+    tally_steps_torch,
+    tally_steps_triton,
+    _nothing,
 )
-LIBRARY.impl("tally_steps_", tally_steps_torch, "CompositeExplicitAutograd")
-_on_gpus("tally_steps_", tally_steps_triton)
-torch.library.register_fake("saif::tally_steps_", _nothing, lib=LIBRARY)
-
-LIBRARY.define(
+_define(
     "encode_topk(Tensor x, Tensor W_enc, Tensor b_enc, Tensor? threshold, int k) "
-    "-> (Tensor values, Tensor indices)"
+    "-> (Tensor values, Tensor indices)",
+    encode_topk_torch,
+    encode_topk_triton,
+    _encode_topk_fake,
 )
-LIBRARY.impl("encode_topk", encode_topk_torch, "CompositeExplicitAutograd")
-_on_gpus("encode_topk", encode_topk_triton)
-
-
-@torch.library.register_fake("saif::encode_topk", lib=LIBRARY)
-def _encode_topk_fake(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, k: int
-) -> tuple[Tensor, Tensor]:
-    values = x.new_empty(x.shape[0], k, dtype=torch.float32)
-    return values, torch.empty_like(values, dtype=torch.int32)
-
-
-LIBRARY.define(
+_define(
     "encode_moments(Tensor x, Tensor? without, Tensor W_enc, Tensor b_enc, Tensor? threshold, "
-    "int? k) -> Tensor"
+    "int? k) -> Tensor",
+    encode_moments_torch,
+    encode_moments_triton,
+    _encode_moments_fake,
 )
-LIBRARY.impl("encode_moments", encode_moments_torch, "CompositeExplicitAutograd")
-_on_gpus("encode_moments", encode_moments_triton)
-
-
-@torch.library.register_fake("saif::encode_moments", lib=LIBRARY)
-def _encode_moments_fake(x: Tensor, without: Tensor | None, W_enc: Tensor, *args: object) -> Tensor:
-    return x.new_empty(4 if without is None else 6, W_enc.shape[1], dtype=torch.float64)
-
-
-LIBRARY.define("topk_rank(Tensor x, Tensor W_enc, Tensor b_enc, Tensor latents) -> Tensor")
-LIBRARY.impl("topk_rank", topk_rank_torch, "CompositeExplicitAutograd")
-_on_gpus("topk_rank", topk_rank_triton)
-
-
-@torch.library.register_fake("saif::topk_rank", lib=LIBRARY)
-def _topk_rank_fake(x: Tensor, W_enc: Tensor, b_enc: Tensor, latents: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], latents.shape[0], dtype=torch.int32)
+_define(
+    "topk_rank(Tensor x, Tensor W_enc, Tensor b_enc, Tensor latents) -> Tensor",
+    topk_rank_torch,
+    topk_rank_triton,
+    _topk_rank_fake,
+)
