@@ -13,24 +13,31 @@ from typing import Any
 
 from saif_vllm.config import engine_args
 
-# How an argument of engine_args is given on a command line, by its annotation.
+# How arguments of engine_args are given on a command line; their defaults are those of engine_args.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "str | Path": {"type": str, "required": True, "metavar": "DIR"},
-    "Sequence[int] | None": {"type": int, "nargs": "+", "metavar": "LAYER"},
-    "int": {"type": int},
-    "float": {"type": float},
-    "float | None": {"type": float},
-}
-_HELP = {
-    "set_dir": "Directory of latent sets (NAME.safetensors).",
-    "layers": "Decoder layers to hook, fixed at start; those of the sets unless given.",
-    "max_sets": "Sets that can be loaded at a time; the directory may hold more.",
-    "max_latents": "Live latents of all loaded sets together, at each hooked layer.",
-    "max_sets_per_request": "Sets that one request may combine.",
-    "max_strength": "Largest absolute strength of a request.",
-    "warn_dose": "Warn of requests that change the residual stream by more than this of its norm.",
-    "max_dose": "Cap on that change at every token.",
-    "max_captures": "Residuals kept at a time for identification.",
+    "set_dir": {"metavar": "DIR", "help": "Directory of latent sets (NAME.safetensors)."},
+    "layers": {
+        "type": int,
+        "nargs": "+",
+        "metavar": "LAYER",
+        "help": "Decoder layers to hook, fixed at start; those of the sets unless given.",
+    },
+    "max_sets": {
+        "type": int,
+        "help": "Sets that can be loaded at a time; the directory may hold more.",
+    },
+    "max_latents": {
+        "type": int,
+        "help": "Live latents of all loaded sets together, at each hooked layer.",
+    },
+    "max_sets_per_request": {"type": int, "help": "Sets that one request may combine."},
+    "max_strength": {"type": float, "help": "Largest absolute strength of a request."},
+    "warn_dose": {
+        "type": float,
+        "help": "Warn of requests that change the residual stream by more than this of its norm.",
+    },
+    "max_dose": {"type": float, "help": "Cap on that change at every token."},
+    "max_captures": {"type": int, "help": "Residuals kept at a time for identification."},
 }
 
 
@@ -72,20 +79,13 @@ def serve(arguments: list[str]) -> None:
     command.cmd(parsed)
 
 
-def steering_options() -> dict[str, inspect.Parameter]:
-    """The arguments of ``engine_args`` that are options of ours; the extension is vLLM's."""
-    parameters = dict(inspect.signature(engine_args).parameters)
-    del parameters["worker_extension_cls"]
-    return parameters
-
-
 def _add_options(parser: Any) -> None:
     group = parser.add_argument_group("Steering", "Which sets a request may ask for.")
-    for name, parameter in steering_options().items():
-        option = dict(_OPTIONS[parameter.annotation])
-        if parameter.default is not inspect.Parameter.empty:
-            option["default"] = parameter.default
-        group.add_argument(f"--{name.replace('_', '-')}", help=_HELP[name], **option)
+    parameters = inspect.signature(engine_args).parameters
+    for name, option in _OPTIONS.items():
+        default = parameters[name].default
+        given = {"required": True} if default is inspect.Parameter.empty else {"default": default}
+        group.add_argument(f"--{name.replace('_', '-')}", **option, **given)
 
 
 def _switch_on(parsed: Namespace) -> None:
@@ -99,7 +99,7 @@ def _switch_on(parsed: Namespace) -> None:
     if parsed.model_tag == EMBEDDED:
         parsed.model_tag = model_source(EMBEDDED)
         parsed.served_model_name = parsed.served_model_name or [EMBEDDED]
-    given = {name: getattr(parsed, name) for name in steering_options()}
+    given = {name: getattr(parsed, name) for name in _OPTIONS}
     ours = engine_args(**given, worker_extension_cls=parsed.worker_extension_cls or None)
     # Both go to the engine: an additional_config may have keys of others.
     ours["additional_config"] = {**parsed.additional_config, **ours["additional_config"]}
