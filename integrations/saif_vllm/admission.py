@@ -25,7 +25,7 @@ Proceed = Callable[[], None]
 
 
 @dataclass(eq=False)
-class Asked:
+class Admitted:
     """A steered request as the core knows it, from its coming in to its end."""
 
     admission: Admission
@@ -47,7 +47,7 @@ class _Set:
     """A loaded set."""
 
     name: str
-    users: set[Asked] = field(default_factory=set)
+    users: set[Admitted] = field(default_factory=set)
 
 
 class Admission:
@@ -68,9 +68,9 @@ class Admission:
         self._catalog, self._write = catalog, write
         self._slots = SetSlots(config.layers, config.max_sets, config.max_latents)
         self._loaded: OrderedDict[str, _Set] = OrderedDict()  # least recently used first
-        self._line: deque[tuple[Asked, Proceed]] = deque()  # waiting for room
-        self._returning: set[Asked] = set()  # from the line, not yet added again
-        self._sessions: dict[str, Asked] = {}  # of streaming input, by the engine's request id
+        self._line: deque[tuple[Admitted, Proceed]] = deque()  # waiting for room
+        self._returning: set[Admitted] = set()  # from the line, not yet added again
+        self._sessions: dict[str, Admitted] = {}  # of streaming input, by the engine's request id
         self._numbers = itertools.count()
 
     @property
@@ -91,13 +91,13 @@ class Admission:
             except NoRoom:
                 return
 
-    def admit(self, request: Any) -> Asked | None:
+    def admit(self, request: Any) -> Admitted | None:
         """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
 
         It then has parameters of its own, which carry a :class:`Steered` in place of the user's
-        keys. All pieces of a streaming input, and the mark of its end, are one :class:`Asked`: what
-        has become of the sets' files since its start plays no role. Called by the core's input
-        thread.
+        keys. All pieces of a streaming input, and the mark of its end, are one :class:`Admitted`:
+        what has become of the sets' files since its start plays no role. Called by the core's
+        input thread.
 
         Raises:
             ValueError: as :func:`~saif_vllm.request.parse`.
@@ -118,7 +118,7 @@ class Admission:
         carry(request.sampling_params, admitted.steered)
         return admitted
 
-    def _admitted(self, request: Any, keys: dict[str, object]) -> Asked | None:
+    def _admitted(self, request: Any, keys: dict[str, object]) -> Admitted | None:
         asked = parse(request.sampling_params.extra_args, self._catalog)
         if asked is None:
             return None
@@ -134,46 +134,46 @@ class Admission:
         request_id = getattr(request, "external_req_id", None) or request.request_id
         steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
         sets = {found.latent_set.content_hash: found for found, _ in asked.sets.values()}
-        return Asked(self, request.request_id, steered, sets, keys)
+        return Admitted(self, request.request_id, steered, sets, keys)
 
-    def begin_session(self, asked: Asked) -> None:
+    def begin_session(self, admitted: Admitted) -> None:
         """Further pieces of a streaming input will ask for the same."""
-        self._sessions[asked.request_id] = asked
+        self._sessions[admitted.request_id] = admitted
 
-    def add(self, asked: Asked, proceed: Proceed, again: Proceed) -> None:
+    def add(self, admitted: Admitted, proceed: Proceed, again: Proceed) -> None:
         """Call ``proceed`` if the request's sets are loaded or can be, else ``again`` later.
 
         Args:
             proceed: takes the request in.
             again: brings it here once more, when its sets are loaded.
         """
-        self._returning.discard(asked)
-        if asked.aborted:
+        self._returning.discard(admitted)
+        if admitted.aborted:
             return
-        if asked.pinned or (not self._line and self._pin(asked)):
+        if admitted.pinned or (not self._line and self._pin(admitted)):
             proceed()
         else:
-            self._line.append((asked, again))
+            self._line.append((admitted, again))
 
     def abort(self, request_ids: Collection[str]) -> None:
         """Forget requests that wait for room, which the scheduler does not know."""
-        gone = {asked for asked, _ in self._line if asked.request_id in request_ids}
-        gone |= {asked for asked in self._returning if asked.request_id in request_ids}
+        waiting = {admitted for admitted, _ in self._line} | self._returning
+        gone = {admitted for admitted in waiting if admitted.request_id in request_ids}
         self._line = deque(entry for entry in self._line if entry[0] not in gone)
         self._returning -= gone
-        for asked in gone:
-            asked.aborted = True
-            self.release(asked)
+        for admitted in gone:
+            admitted.aborted = True
+            self.release(admitted)
         for request_id in request_ids:
             self._sessions.pop(request_id, None)
 
-    def release(self, asked: Asked) -> None:
+    def release(self, admitted: Admitted) -> None:
         """A request has ended, in whatever way; those that wait may go on."""
-        self._sessions.pop(asked.request_id, None)
-        if asked.pinned:
-            asked.pinned = False
-            for content_hash in asked.sets:
-                self._unpin(content_hash, asked)
+        self._sessions.pop(admitted.request_id, None)
+        if admitted.pinned:
+            admitted.pinned = False
+            for content_hash in admitted.sets:
+                self._unpin(content_hash, admitted)
         self._advance()
 
     def _advance(self) -> None:
@@ -185,38 +185,38 @@ class Admission:
             self._returning.add(first)
             again()
 
-    def _pin(self, asked: Asked) -> bool:
+    def _pin(self, admitted: Admitted) -> bool:
         """Load the request's sets and keep them; False: there is no room, and none is kept."""
-        if not self._place_all(asked):
+        if not self._place_all(admitted):
             if any(known.users for known in self._loaded.values()):
                 return False
             # Idle sets can leave holes that are too small. With none loaded, any request fits that
             # passed validation.
             for content_hash in list(self._loaded):
                 self._unload(content_hash)
-            placed_all = self._place_all(asked)
+            placed_all = self._place_all(admitted)
             assert placed_all, "a request that never fits was admitted"
-        asked.pinned = True
+        admitted.pinned = True
         placed = self._slots.placed
-        asked.steered = msgspec.structs.replace(
-            asked.steered,
+        admitted.steered = msgspec.structs.replace(
+            admitted.steered,
             sets=tuple(
                 msgspec.structs.replace(use, slot=placed[use.content_hash].slot)
-                for use in asked.steered.sets
+                for use in admitted.steered.sets
             ),
         )
         return True
 
-    def _place_all(self, asked: Asked) -> bool:
+    def _place_all(self, admitted: Admitted) -> bool:
         """Load the request's sets, used by it from then on; False: not all fit, and none is."""
-        for offered in asked.sets.values():
+        for offered in admitted.sets.values():
             try:
                 self._place(offered)
             except NoRoom:
                 for known in self._loaded.values():
-                    known.users.discard(asked)
+                    known.users.discard(admitted)
                 return False
-            self._loaded[offered.latent_set.content_hash].users.add(asked)
+            self._loaded[offered.latent_set.content_hash].users.add(admitted)
         return True
 
     def _place(self, offered: Offered) -> None:
@@ -247,9 +247,9 @@ class Admission:
             )
             self._loaded[content_hash] = _Set(offered.name)
 
-    def _unpin(self, content_hash: str, asked: Asked) -> None:
+    def _unpin(self, content_hash: str, admitted: Admitted) -> None:
         known = self._loaded[content_hash]
-        known.users.discard(asked)
+        known.users.discard(admitted)
         if not known.users and not self._catalog.is_current(known.name, content_hash):
             self._unload(content_hash)
 

@@ -111,17 +111,17 @@ def check_body(
     for name, value in fields.items():
         if name != _FREE and name not in place and _asks(value):
             raise ValueError(_misplaced("saif", repr(name), route, catalog))
-    asked: Any = fields
+    extra_args: Any = fields
     for name in place:
-        asked = asked.get(name) if isinstance(asked, dict) else None
-    steered = parse(asked, catalog) if place and isinstance(asked, dict) else None
-    if steered is None:
+        extra_args = extra_args.get(name) if isinstance(extra_args, dict) else None
+    asked = parse(extra_args, catalog) if place and isinstance(extra_args, dict) else None
+    if asked is None:
         return
     if fields.get("use_beam_search"):
         raise ValueError(
             "use_beam_search: expected false beside saif, got true: vLLM does not steer its beams"
         )
-    check_scope(steered, _wants_prompt_logprobs(route, fields))
+    check_scope(asked, _wants_prompt_logprobs(route, fields))
 
 
 def _asks(value: object) -> bool:

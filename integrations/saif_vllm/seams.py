@@ -289,11 +289,11 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
         # The scheduler has it as an attribute from vLLM 0.26 on.
         block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
         self.request_block_hasher = SteeredHasher(hasher, block_size)
-    asked = self.saif.admit(request)
+    admitted = self.saif.admit(request)
     result = original(self, request)
-    result[0].saif = asked
-    if request.resumable and asked is not None:
-        self.saif.begin_session(asked)
+    result[0].saif = admitted
+    if request.resumable and admitted is not None:
+        self.saif.begin_session(admitted)
     return result
 
 
@@ -302,19 +302,19 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
 
     if self.saif is None:
         return original(self, request, request_wave)
-    asked = request.saif
+    admitted = request.saif
     session = self.scheduler.requests.get(request.request_id)
-    begun = asked if session is None else session.saif
-    if request.resumable and (begun is not asked or (asked is not None and asked.changed)):
+    begun = admitted if session is None else session.saif
+    if request.resumable and (begun is not admitted or (admitted is not None and admitted.changed)):
         # What is refused in the front end.
         self.abort_requests([request.request_id])
         self._send_error_outputs_to_client([request.request_id], request.client_index)
         return None
-    if asked is None:
+    if admitted is None:
         return original(self, request, request_wave)
 
     def proceed() -> None:
-        carry(request.sampling_params, asked.steered)
+        carry(request.sampling_params, admitted.steered)
         original(self, request, request_wave)
 
     def again() -> None:
@@ -325,7 +325,7 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
         else:  # front end and core in one process
             _add_request(original, self, request, request_wave)
 
-    self.saif.add(asked, proceed, again)
+    self.saif.add(admitted, proceed, again)
 
 
 def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:
@@ -336,9 +336,9 @@ def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:
 
 def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(self, request, *args, **kwargs)
-    asked = getattr(request, "saif", None)
-    if asked is not None:
-        asked.release()
+    admitted = getattr(request, "saif", None)
+    if admitted is not None:
+        admitted.release()
     return result
 
 

@@ -80,7 +80,7 @@ async def checked_pieces(
         SteeringRequestError: a piece asks for other steering than its session.
     """
     with refused():
-        session = check_session(params, catalog)
+        asked = check_session(params, catalog)
     keys, _ = split_keys(params.extra_args)
     async for piece in pieces:
         own = piece.sampling_params
@@ -88,8 +88,8 @@ async def checked_pieces(
             with refused():
                 if catalog is not None:
                     check_keys(own.extra_args)
-                if session is not None:
-                    check_scope(session, _wants_prompt_logprobs(own))
+                if asked is not None:
+                    check_scope(asked, _wants_prompt_logprobs(own))
                 if split_keys(own.extra_args)[0] != keys:
                     raise ValueError(
                         "saif: expected the same in all pieces of a streaming input and in the "

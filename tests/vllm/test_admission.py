@@ -12,7 +12,7 @@ from offered import catalog, core_request
 
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
-from saif_vllm.admission import Admission, Asked
+from saif_vllm.admission import Admission, Admitted
 
 
 class Core:
@@ -23,39 +23,41 @@ class Core:
         self.slots: dict[int, float] = {}  # what the workers hold: the vector's value, by slot
         self.rows: dict[int, set[int]] = {}  # and its place in the pool of live latents
         self.admission = Admission(catalog(folder, **capacity), self._write)
-        self.running: list[Asked] = []
-        self.resubmitted: list[Asked] = []
+        self.running: list[Admitted] = []
+        self.resubmitted: list[Admitted] = []
         self._ids = 0
 
     def _write(self, placement: Any, compiled: Any) -> None:
-        assert all(placement.slot not in self._used(asked) for asked in self.running)
+        assert all(placement.slot not in self._used(admitted) for admitted in self.running)
         self.slots[placement.slot] = float(compiled[2].vector[0])
         begin = placement.offset[2]
         self.rows[placement.slot] = set(range(begin, begin + len(compiled[2].p)))
 
     @staticmethod
-    def _used(asked: Asked) -> set[int]:
-        return {use.slot for use in asked.steered.sets}
+    def _used(admitted: Admitted) -> set[int]:
+        return {use.slot for use in admitted.steered.sets}
 
-    def ask(self, text: str) -> Asked:
+    def ask(self, text: str) -> Admitted:
         self._ids += 1
-        asked = self.admission.admit(core_request({"saif": text}, f"{self._ids}-abc"))
-        assert asked is not None
-        self.add(asked)
-        return asked
+        admitted = self.admission.admit(core_request({"saif": text}, f"{self._ids}-abc"))
+        assert admitted is not None
+        self.add(admitted)
+        return admitted
 
-    def piece(self, text: str, **fields: Any) -> Asked:
+    def piece(self, text: str, **fields: Any) -> Admitted:
         """One more of the one streaming input there is."""
         request = core_request({"saif": text}, "0-s", **fields)
-        asked = self.admission.admit(request)
-        assert asked is not None
-        assert request.sampling_params.extra_args == {"saif": asked.steered}
-        self.admission.begin_session(asked)
-        return asked
+        admitted = self.admission.admit(request)
+        assert admitted is not None
+        assert request.sampling_params.extra_args == {"saif": admitted.steered}
+        self.admission.begin_session(admitted)
+        return admitted
 
-    def add(self, asked: Asked) -> None:
+    def add(self, admitted: Admitted) -> None:
         self.admission.add(
-            asked, lambda: self.running.append(asked), lambda: self.resubmitted.append(asked)
+            admitted,
+            lambda: self.running.append(admitted),
+            lambda: self.resubmitted.append(admitted),
         )
 
     def drain(self) -> None:
@@ -63,13 +65,13 @@ class Core:
         while self.resubmitted:
             self.add(self.resubmitted.pop(0))
 
-    def end(self, asked: Asked) -> None:
-        self.running.remove(asked)
-        asked.release()
+    def end(self, admitted: Admitted) -> None:
+        self.running.remove(admitted)
+        admitted.release()
 
-    def values(self, asked: Asked) -> list[float]:
+    def values(self, admitted: Admitted) -> list[float]:
         """What the workers would add for a request."""
-        return [self.slots[use.slot] for use in asked.steered.sets]
+        return [self.slots[use.slot] for use in admitted.steered.sets]
 
 
 def save(folder: Path, n_live: int = 0, **values: float) -> None:
@@ -121,7 +123,7 @@ def test_a_request_waits_for_room_and_those_behind_it_too(core: Core) -> None:
     core.end(fourth)
     core.drain()
     assert core.running == [third, fifth]
-    assert [core.values(asked) for asked in core.running] == [[3], [2, 3]]
+    assert [core.values(admitted) for admitted in core.running] == [[3], [2, 3]]
     assert core.admission.waiting == 0
 
 
@@ -226,7 +228,7 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
     random.seed(0)
     core, wanted = Core(tmp_path, max_sets=3, max_latents=9), {}
     names = [f"s{i}" for i in range(8)]
-    asked: list[Asked] = []
+    admitted: list[Admitted] = []
     for turn in range(3000):
         action = random.random()
         name = random.choice(names)
@@ -241,11 +243,11 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
                 new = core.ask(" + ".join(chosen))
                 catalog = core.admission._catalog
                 wanted[new] = [float(catalog[x].compiled[2].vector[0]) for x in chosen]
-                asked.append(new)
+                admitted.append(new)
         elif action < 0.9 and core.running:
             core.end(random.choice(core.running))
-        elif asked:
-            gone = random.choice(asked)
+        elif admitted:
+            gone = random.choice(admitted)
             core.admission.abort({gone.request_id})
             if gone in core.running:
                 core.end(gone)
@@ -263,7 +265,7 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
         for running in list(core.running):
             core.end(running)
     assert core.admission.waiting == 0
-    assert len(asked) > 500
+    assert len(admitted) > 500
 
 
 def test_requests_that_share_their_parameters_are_admitted_each(core: Core) -> None:
@@ -271,7 +273,7 @@ def test_requests_that_share_their_parameters_are_admitted_each(core: Core) -> N
     first, second = core_request({"saif": "a"}, "0-x"), core_request(None, "1-x")
     second.sampling_params = shared = first.sampling_params
     for request in (first, second):
-        asked = core.admission.admit(request)
-        assert asked is not None
-        assert request.sampling_params.extra_args == {"saif": asked.steered}
+        admitted = core.admission.admit(request)
+        assert admitted is not None
+        assert request.sampling_params.extra_args == {"saif": admitted.steered}
     assert shared.extra_args == {"saif": "a"}
