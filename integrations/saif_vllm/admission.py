@@ -123,17 +123,12 @@ class Admission:
         if asked is None:
             return None
         uses = tuple(
-            SetUse(
-                name,
-                offered.latent_set.content_hash,
-                strength,
-                changes_kv=offered.changes_kv,
-            )
-            for name, (offered, strength) in asked.sets.items()
+            SetUse(offered.name, offered.latent_set.content_hash, strength, offered.changes_kv)
+            for offered, strength in asked.sets
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
         steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
-        sets = {found.latent_set.content_hash: found for found, _ in asked.sets.values()}
+        sets = {found.latent_set.content_hash: found for found, _ in asked.sets}
         return Admitted(self, request.request_id, steered, sets, keys)
 
     def begin_session(self, admitted: Admitted) -> None:

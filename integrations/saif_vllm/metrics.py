@@ -44,8 +44,8 @@ def _gauges() -> tuple[Any, Any, Any]:
 
 def count_request(asked: Parsed) -> None:
     """A request has passed validation."""
-    for name in asked.sets:
-        _counters()[0].labels(name).inc()
+    for offered, _ in asked.sets:
+        _counters()[0].labels(offered.name).inc()
 
 
 def count_refusal() -> None:

@@ -51,7 +51,7 @@ class Steered(msgspec.Struct, frozen=True):
 class Parsed(NamedTuple):
     """What a user's ``extra_args`` ask for."""
 
-    sets: dict[str, tuple[Offered, float]]  # with strengths, by name
+    sets: tuple[tuple[Offered, float], ...]  # with strengths
     window: Window
     capture: int
 
@@ -82,9 +82,9 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
         max_sets=catalog.config.max_sets_per_request,
     )
     if asked is None:
-        return None if capture < 0 else Parsed({}, Window(), capture)
-    sets = {name: (catalog[name], strength) for name, strength in asked.sets}
-    latent_sets = {name: offered.latent_set for name, (offered, _) in sets.items()}
+        return None if capture < 0 else Parsed((), Window(), capture)
+    sets = tuple((catalog[name], strength) for name, strength in asked.sets)
+    latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
     _check_room(latent_sets.values(), catalog.config)
     return Parsed(sets, asked.window, capture)

@@ -29,7 +29,7 @@ def check_scope(asked: Parsed, prompt_logprobs: bool) -> None:
         )
     if prompt_logprobs or asked.window != _PROMPT_ONLY:
         return
-    if not any(offered.changes_kv for offered, _ in asked.sets.values()):
+    if not any(offered.changes_kv for offered, _ in asked.sets):
         raise ValueError(
             "saif_scope: expected 'generated' or 'all' for sets at the last layer, got 'prompt', "
             "which could change nothing but the first token; it needs prompt_logprobs or a set at "

@@ -55,7 +55,7 @@ def check_session(params: Any, catalog: SetCatalog | None) -> Parsed | None:
             of its first pieces stays as it was steered.
     """
     asked = check_parameters(params, catalog)
-    for offered, _ in asked.sets.values() if asked else ():
+    for offered, _ in asked.sets if asked else ():
         if offered.changes_kv:
             raise ValueError(
                 f"saif: expected sets at the last layer with streaming input, got "
