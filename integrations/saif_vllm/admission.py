@@ -135,17 +135,37 @@ class Admission:
         """Further pieces of a streaming input will ask for the same."""
         self._sessions[admitted.request_id] = admitted
 
-    def add(self, admitted: Admitted, proceed: Proceed, again: Proceed) -> None:
+    @staticmethod
+    def continues(request: Any, session: Any) -> bool:
+        """Whether a vLLM ``Request`` asks for what its streaming input began with.
+
+        Args:
+            request: one that is no piece of such an input, always does.
+            session: the request that took in the pieces before; None: there were none.
+        """
+        if not request.resumable:
+            return True
+        admitted: Admitted | None = request.saif
+        begun = admitted if session is None else session.saif
+        return begun is admitted and not (admitted is not None and admitted.changed)
+
+    def add(self, request: Any, proceed: Proceed, again: Proceed) -> None:
         """Call ``proceed`` if the request's sets are loaded or can be, else ``again`` later.
 
         Args:
+            request: vLLM's ``Request``, with what :meth:`admit` returned as its ``saif``.
             proceed: takes the request in.
             again: brings it here once more, when its sets are loaded.
         """
+        admitted: Admitted | None = request.saif
+        if admitted is None:
+            proceed()
+            return
         self._returning.discard(admitted)
         if admitted.aborted:
             return
         if admitted.pinned or (not self._line and self._pin(admitted)):
+            carry(request.sampling_params, admitted.steered)  # with the slots of its sets
             proceed()
         else:
             self._line.append((admitted, again))

@@ -298,24 +298,13 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
 
 
 def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) -> Any:
-    from saif_vllm.request import carry
-
     if self.saif is None:
         return original(self, request, request_wave)
-    admitted = request.saif
-    session = self.scheduler.requests.get(request.request_id)
-    begun = admitted if session is None else session.saif
-    if request.resumable and (begun is not admitted or (admitted is not None and admitted.changed)):
+    if not self.saif.continues(request, self.scheduler.requests.get(request.request_id)):
         # What is refused in the front end.
         self.abort_requests([request.request_id])
         self._send_error_outputs_to_client([request.request_id], request.client_index)
         return None
-    if admitted is None:
-        return original(self, request, request_wave)
-
-    def proceed() -> None:
-        carry(request.sampling_params, admitted.steered)
-        original(self, request, request_wave)
 
     def again() -> None:
         if hasattr(self, "input_queue"):
@@ -325,7 +314,8 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
         else:  # front end and core in one process
             _add_request(original, self, request, request_wave)
 
-    self.saif.add(admitted, proceed, again)
+    self.saif.add(request, functools.partial(original, self, request, request_wave), again)
+    return None
 
 
 def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,13 @@ from offered import catalog, core_request
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
 from saif_vllm.admission import Admission, Admitted
+from saif_vllm.request import carried
+
+
+def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
+    """What admission takes of a vLLM ``Request``."""
+    params = SimpleNamespace(extra_args=None)
+    return SimpleNamespace(saif=admitted, sampling_params=params, resumable=resumable)
 
 
 class Core:
@@ -54,11 +62,13 @@ class Core:
         return admitted
 
     def add(self, admitted: Admitted) -> None:
-        self.admission.add(
-            admitted,
-            lambda: self.running.append(admitted),
-            lambda: self.resubmitted.append(admitted),
-        )
+        request = taken_in(admitted)
+
+        def proceed() -> None:
+            assert carried(request.sampling_params) is admitted.steered
+            self.running.append(admitted)
+
+        self.admission.add(request, proceed, lambda: self.resubmitted.append(admitted))
 
     def drain(self) -> None:
         """What the core does before its next step."""
@@ -182,6 +192,24 @@ def test_all_pieces_of_a_streaming_input_have_the_sets_that_it_began_with(core: 
     first.release()
     assert core.admission.loaded == []
     assert core.piece("b") is not first
+
+
+def test_a_piece_that_asks_for_something_else_does_not_continue_its_session(core: Core) -> None:
+    first, continues = core.piece("a", resumable=True), Admission.continues
+    steered, unsteered = taken_in(first, resumable=True), taken_in(None, resumable=True)
+    for piece in (steered, unsteered):
+        assert continues(piece, None) and continues(piece, piece)
+    assert not continues(steered, unsteered) and not continues(unsteered, steered)
+    core.piece("b", resumable=True)
+    assert not continues(steered, steered)
+    assert continues(taken_in(first), steered)  # the mark of its end
+
+
+def test_a_request_that_asks_for_nothing_waits_for_nobody(core: Core) -> None:
+    core.ask("a + b"), core.ask("c")
+    done: list[str] = []
+    core.admission.add(taken_in(None), lambda: done.append("proceed"), lambda: done.append("again"))
+    assert (core.admission.waiting, done) == (1, ["proceed"])
 
 
 def test_pieces_wait_for_room_in_turn(core: Core) -> None:

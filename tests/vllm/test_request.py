@@ -14,7 +14,7 @@ from saif_kernels import Window
 from saif_vllm import seams
 from saif_vllm.admission import Admission
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import SetUse, Steered, carry, parse, read
+from saif_vllm.request import SetUse, Steered, parse, read
 from saif_vllm.validation import (
     check_parameters,
     check_session,
@@ -90,8 +90,8 @@ def test_only_what_the_core_admitted_reaches_the_worker(core: Admission) -> None
     ):
         with pytest.raises(RuntimeError, match="unchecked"):
             read(SimpleNamespace(extra_args=extra_args))
-    core.add(asked, lambda: None, lambda: None)
-    carry(request.sampling_params, asked.steered)
+    request.saif = asked
+    core.add(request, lambda: None, lambda: None)
     assert read(request.sampling_params) is asked.steered
     assert asked.steered.sets[0].slot >= 0
     assert read(SimpleNamespace(extra_args={"other": 1})) is None
