@@ -13,7 +13,7 @@ from saif_kernels import MAX_LATENTS, LatentEdits, SteeringBank
 
 
 @dataclass(frozen=True)
-class Model:
+class HookedModel:
     """What a set must fit: a model, and the layers of it that are hooked."""
 
     layers: tuple[int, ...]  # hooked, ascending
@@ -65,7 +65,7 @@ class SteeringTables:
 
     def __init__(
         self,
-        model: Model,
+        model: HookedModel,
         max_sets: int,
         max_latents: int,
         device: torch.device | str,
@@ -82,7 +82,7 @@ class SteeringTables:
         """Put a set into its place, whatever another set left there.
 
         Args:
-            compiled: by layer, as :meth:`Model.compile` makes it.
+            compiled: by layer, as :meth:`HookedModel.compile` makes it.
         """
         for layer, bank in self.banks.items():
             if layer in compiled:

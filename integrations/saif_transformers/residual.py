@@ -13,7 +13,7 @@ from saif_fast.hf import decoder_layers
 from saif_fast.latent_set import LatentSet
 from saif_fast.request import SteeringRequest, check_combination
 from saif_fast.slots import SetSlots
-from saif_fast.tables import Model, SteeringTables
+from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ResidualSteering:
         self._device, self._d_model = model.device, model.config.get_text_config().hidden_size
         self._sets = dict(sets)
         layers = sorted({layer for latent_set in sets.values() for layer in latent_set.layers})
-        fits = Model(tuple(layers), self._d_model, len(modules), model.dtype)
+        fits = HookedModel(tuple(layers), self._d_model, len(modules), model.dtype)
         self._banks, self._slots = _load_sets(self._sets, fits, self._device)
         self._layers = {layer: modules[layer] for layer in self._banks}
         self._rows: RequestRows | None = None
@@ -124,7 +124,7 @@ class ResidualSteering:
 
 
 def _load_sets(
-    sets: Mapping[str, LatentSet], model: Model, device: torch.device
+    sets: Mapping[str, LatentSet], model: HookedModel, device: torch.device
 ) -> tuple[dict[int, SteeringBank], dict[str, int]]:
     """Banks by layer that hold all sets, and each set's slot."""
     live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in model.layers]

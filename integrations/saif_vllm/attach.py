@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saif_fast.tables import Model, SteeringTables
+from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import RequestRows, Tally
 from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
@@ -100,7 +100,7 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
 
 def _allocate(
     config: SteeringConfig,
-    fits: Model,
+    fits: HookedModel,
     owned: list[int],
     max_tokens: int,
     vllm_config: Any,

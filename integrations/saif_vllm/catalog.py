@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tables import Model
+from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
 from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
 
@@ -41,7 +41,7 @@ class SetCatalog(Collection[str]):
         ValueError: a hooked layer is none of the model's.
     """
 
-    def __init__(self, directory: SetDirectory, config: SteeringConfig, model: Model) -> None:
+    def __init__(self, directory: SetDirectory, config: SteeringConfig, model: HookedModel) -> None:
         if config.layers[-1] >= model.num_layers:
             raise ValueError(
                 f"layers: expected 0 to {model.num_layers - 1} for this model, "
@@ -123,10 +123,10 @@ class SetCatalog(Collection[str]):
             return False
 
 
-def model_of(vllm_config: Any, config: SteeringConfig) -> Model:
+def model_of(vllm_config: Any, config: SteeringConfig) -> HookedModel:
     """What a set must fit in an engine of this configuration."""
     model = vllm_config.model_config
-    return Model(
+    return HookedModel(
         config.layers,
         model.get_hidden_size(),
         model.get_total_num_hidden_layers(),

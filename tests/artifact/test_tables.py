@@ -8,10 +8,10 @@ import torch
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
 from saif_fast.slots import NoRoom, SetSlots
-from saif_fast.tables import Model, SteeringTables
+from saif_fast.tables import HookedModel, SteeringTables
 
 D_MODEL = 4
-MODEL = Model((1,), D_MODEL, 2, torch.float32)
+MODEL = HookedModel((1,), D_MODEL, 2, torch.float32)
 
 
 def make_set(k: int, layer: int = 1, value: float = 1.0) -> LatentSet:
@@ -105,7 +105,7 @@ def test_a_full_pool_or_no_slot_is_refused_and_nothing_changes(slots: SetSlots) 
 )
 def test_what_never_fits_is_refused(bad: LatentSet, dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Model((1,), D_MODEL, 2, dtype).compile(bad, max_latents=8)
+        HookedModel((1,), D_MODEL, 2, dtype).compile(bad, max_latents=8)
 
 
 def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
@@ -115,7 +115,7 @@ def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
 
 
 def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
-    model = Model((0, 1), D_MODEL, 2, torch.float32)
+    model = HookedModel((0, 1), D_MODEL, 2, torch.float32)
     tables = SteeringTables(model, 1, 1, "cpu", owned=[1])
     latent_set = make_set(1, layer=0)
     placement = SetSlots([0, 1], 1, 1).place(latent_set)

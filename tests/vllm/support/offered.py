@@ -10,7 +10,7 @@ import torch
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tables import Model
+from saif_fast.tables import HookedModel
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.config import SteeringConfig
 
@@ -34,7 +34,7 @@ def catalog(
     folder: Path, d_model: int = 64, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> SetCatalog:
     asked = config(**changes)
-    return SetCatalog(SetDirectory(folder), asked, Model(asked.layers, d_model, 3, dtype))
+    return SetCatalog(SetDirectory(folder), asked, HookedModel(asked.layers, d_model, 3, dtype))
 
 
 def vector(value: float, layer: int = 2, d_model: int = 64) -> LatentSet:
