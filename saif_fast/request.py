@@ -14,6 +14,8 @@ from saif_kernels import OPEN_STOP, Window
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
+# The scope "prompt": the last prompt token (generated index 0) belongs to it as well.
+PROMPT_ONLY = Window(prompt=True, start=0, stop=1)
 MAX_STRENGTH = 10.0  # unless configured
 # "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
 _MISSPELT = 0.8
@@ -182,8 +184,7 @@ def _parse_window(given: Mapping[str, object]) -> Window:
                 f"{beside[0]}: expected none with saif_scope 'prompt', "
                 "since it counts generated tokens"
             )
-        # The last prompt token (generated index 0) belongs to the prompt as well.
-        return Window(prompt=True, start=0, stop=1)
+        return PROMPT_ONLY
     start = _tokens(given, "saif_start", 0, 0)
     stop = _tokens(given, "saif_stop", OPEN_STOP, start + 1)
     omega, power = _decay(given.get("saif_decay", 0.0))

@@ -14,9 +14,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
 
 ENTRY_POINTS = "saif_fast.runtimes"
-# The package each of our own runtimes stands on, the faster runtime first.
-_NEEDS = {"vllm": "vllm", "transformers": "transformers"}
-# The extra that brings it.
+# Our own runtimes, the faster first; the extra that brings the package of a runtime's name.
 _EXTRAS = {"vllm": "vllm", "transformers": "identify"}
 
 Sets: TypeAlias = SetDirectory | Mapping[str, LatentSet]
@@ -64,7 +62,7 @@ class Runtime(Protocol):
 
 def installed_runtimes() -> list[str]:
     """Runtimes whose packages are installed, the faster first; transformers where none is."""
-    found = [name for name, package in _NEEDS.items() if find_spec(package) is not None]
+    found = [name for name in _EXTRAS if find_spec(name) is not None]
     return found or ["transformers"]
 
 
@@ -81,7 +79,7 @@ def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Ru
         start: Callable[..., Runtime] = found[name].load()
     except ModuleNotFoundError as missing:
         # A missing module of our own is a broken installation, and no package to install.
-        if missing.name != _NEEDS.get(name):
+        if missing.name != name or name not in _EXTRAS:
             raise
         raise ValueError(
             f"runtime: {name!r} needs the package {missing.name}; "

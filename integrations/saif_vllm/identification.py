@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saif_vllm.config import SteeringConfig
+from saif_vllm.request import CAPTURE_KEY
 
 
 class EngineResiduals:
@@ -71,7 +72,7 @@ class EngineResiduals:
         self._llm.generate(
             [{"prompt_token_ids": row} for row in ids],
             [
-                SamplingParams(max_tokens=1, detokenize=False, extra_args={"saif_capture": i})
+                SamplingParams(max_tokens=1, detokenize=False, extra_args={CAPTURE_KEY: i})
                 for i in range(len(ids))
             ],
             use_tqdm=False,
@@ -89,7 +90,9 @@ class EngineResiduals:
 def residuals(llm: Any) -> EngineResiduals:
     """An engine's residual stream, for ``saif_fast.identify.collect``::
 
-    llm = LLM(model, **saif_vllm.engine_args("sets", layers=[20], max_captures=64))
-    activations = collect(saif_vllm.residuals(llm), llm.get_tokenizer(), pairs, [20])
+        llm = LLM(model, **saif_vllm.engine_args("sets", layers=[20], max_captures=64))
+        activations = collect(saif_vllm.residuals(llm), llm.get_tokenizer(), pairs, [20])
+
+    The directory may be empty, as the layers are named.
     """
     return EngineResiduals(llm)

@@ -47,8 +47,9 @@ class VllmRuntime:
         options = {"enforce_eager": True, **options}
         if current_platform.is_cpu():
             options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
-        known = set(inspect.signature(engine_args).parameters) - {"set_dir"}
-        steering = {name: options.pop(name) for name in known & options.keys()}
+        known = dict(inspect.signature(engine_args).parameters)
+        del known["set_dir"]
+        steering = {name: options.pop(name) for name in options.keys() & known}
         self._folder = tempfile.TemporaryDirectory(prefix="saif-sets-")
         if not isinstance(sets, SetDirectory):
             # The engine reads files.
@@ -58,9 +59,9 @@ class VllmRuntime:
         loaded = sets.load_all()
         before = os.environ.get(SET_DIR_VARIABLE)
         if loaded:
-            live = [sum(found.n_live.values()) for found in loaded.values()]
-            steering.setdefault("max_sets", max(32, len(loaded)))
-            steering.setdefault("max_latents", max(1024, sum(live)))
+            live = sum(sum(found.n_live.values()) for found in loaded.values())
+            for name, needed in {"max_sets": len(loaded), "max_latents": live}.items():
+                steering.setdefault(name, max(known[name].default, needed))
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})
             options |= ours

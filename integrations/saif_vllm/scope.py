@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from saif_kernels import Window
+from saif_fast.request import PROMPT_ONLY
 from saif_vllm.request import Parsed
 
 # Fields of SamplingParams; vLLM's other prompt_logprob fields only refine them.
 PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_logprob_token_ids")
-_PROMPT_ONLY = Window(prompt=True, start=0, stop=1)  # ``saif_scope="prompt"``
 
 
 def check_scope(asked: Parsed, prompt_logprobs: bool) -> None:
@@ -27,7 +26,7 @@ def check_scope(asked: Parsed, prompt_logprobs: bool) -> None:
             "asked for (prompt_logprobs, or echo with logprobs), got 'generated': they would be "
             "the unsteered model's"
         )
-    if prompt_logprobs or asked.window != _PROMPT_ONLY:
+    if prompt_logprobs or asked.window != PROMPT_ONLY:
         return
     if not any(offered.changes_kv for offered, _ in asked.sets):
         raise ValueError(
