@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saif_fast.latent_set import LatentSet
 from saif_fast.slots import Placement
 from saif_kernels import LatentEdits, Window
 from saif_vllm.steering import Steering
@@ -56,19 +56,13 @@ def _canaries(d_model: int) -> dict[str, LatentEdits]:
     # Alternating signs: no norm divides it away, as it would a multiple of the stream itself.
     vector = torch.full((d_model,), _STRENGTH)
     vector[::2] *= -1
-    nothing = LatentEdits.empty(d_model)
-    unit, one = (vector / vector.norm())[None], torch.ones(1)
-    projection = nothing._replace(
-        W_enc=unit,
-        b_enc=0 * one,
-        threshold=-math.inf * one,
-        W_dec=unit,
-        p=vector.norm() * one,
-        q=-one,
-        lo=-math.inf * one,
-        gated=torch.zeros(1, dtype=torch.bool),
-    )
-    return {"a vector": nothing._replace(vector=vector), "a live latent": projection}
+    sets = {
+        "a vector": LatentSet.from_vector(vector, layer=0, num_layers=1),
+        "a live latent": LatentSet.from_direction(
+            vector, vector.norm().item(), layer=0, num_layers=1
+        ),
+    }
+    return {kind: latent_set.compile(0) for kind, latent_set in sets.items()}
 
 
 def _with_canary(
