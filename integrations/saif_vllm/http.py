@@ -106,9 +106,9 @@ def check_body(
     """
     place = ROUTES[route]
     check_keys(fields)
-    for name in [key for key in fields if key in REQUEST_KEYS]:
-        raise ValueError(_misplaced(name, "the body itself", route, catalog))
     for name, value in fields.items():
+        if name in REQUEST_KEYS:
+            raise ValueError(_misplaced(name, "the body itself", route, catalog))
         if name != _FREE and name not in place and _asks(value):
             raise ValueError(_misplaced("saif", repr(name), route, catalog))
     extra_args: Any = fields

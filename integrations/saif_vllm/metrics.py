@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from saif_vllm.request import Parsed
 
@@ -18,12 +18,17 @@ _PATIENCE = 5.0  # seconds, less than what scrapes are given
 _reading = asyncio.Lock()
 
 
+class _Counters(NamedTuple):
+    requests: Any
+    refused: Any
+
+
 @cache
-def _counters() -> tuple[Any, Any]:
+def _counters() -> _Counters:
     # Not at import: in several API servers vLLM first says where processes share their counts.
     from prometheus_client import Counter
 
-    return (
+    return _Counters(
         Counter("saif:requests", "Steered requests, by set.", ["set"]),
         Counter("saif:requests_refused", "Requests that were refused for what they ask of saif."),
     )
@@ -45,12 +50,12 @@ def _gauges() -> tuple[Any, Any, Any]:
 def count_request(asked: Parsed) -> None:
     """A request has passed validation."""
     for offered, _ in asked.sets:
-        _counters()[0].labels(offered.name).inc()
+        _counters().requests.labels(offered.name).inc()
 
 
 def count_refusal() -> None:
     """A request was answered with HTTP 400, or a ValueError."""
-    _counters()[1].inc()
+    _counters().refused.inc()
 
 
 async def read_devices(engine_client: Any) -> None:
