@@ -4,6 +4,11 @@ A hooked layer's sets live in a :class:`SteeringBank`, what each request asks fo
 :class:`RequestRows`; :func:`prepare_steps` turns positions into one row id and one scale per
 token, and :func:`steer_` edits the residual stream in place. :func:`tally_steps` adds up in a
 :class:`Tally` what was steered, and by how much.
+
+Beside what this repository's runtimes call, there is a library for others, which nothing here calls
+yet: :func:`add_steer_rms_norm` for an engine that fuses the last layer's steering with the final
+norm; :func:`encode_topk` and :func:`topk_rank` for those who watch which latents are active while a
+model is served; :func:`encode_moments` for those who identify latents over many tokens.
 """
 
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
