@@ -19,11 +19,13 @@ PROMPT_LEN, PROMPT, START, STOP, OMEGA, POWER, N_SCALARS = range(7)
 class Window(NamedTuple):
     """Which positions of a request are steered, and how strongly.
 
-    With ``g = position - (prompt_len - 1)``, so that g = 0 is the last prompt token, whose
-    residual yields the first generated token:
+    Semantics: with ``g = position - (prompt_len - 1)``, so that g = 0 is the last prompt token,
+    whose residual yields the first generated token ::
 
-    Semantics: ``scale = (prompt if g < 0 else start <= g < stop) / (1 + omega * max(g - start, 0))
-    ** power`` for g >= 0, and ``scale = prompt`` for g < 0. The decay is that of arXiv 2510.01246.
+        scale = prompt                                                    where g < 0
+        scale = (start <= g < stop) / (1 + omega * (g - start)) ** power  where g >= 0
+
+    The decay is that of arXiv 2510.01246.
     """
 
     prompt: bool = False  # steer the prompt's positions before its last token

@@ -5,154 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saif_kernels import rows as columns
 from saif_kernels._triton import jit, tl
-from saif_kernels.rows import RequestRows
+from saif_kernels.rows import (
+    N_SCALARS,
+    OMEGA,
+    POWER,
+    PROMPT,
+    PROMPT_LEN,
+    START,
+    STOP,
+    RequestRows,
+)
 from saif_kernels.tally import LAST, N_COUNTS
 
 # A program's tokens, and the requests it compares them with at a time: 64 registers a thread, and
 # one round of loads for a batch of 256.
 _BLOCK_T, _BLOCK_N = 32, 256
-
-
-@jit(do_not_specialize=["n_tokens", "n_requests"])
-def _steps_kernel(
-    p_token_row,  # [T] int32, written
-    p_token_scale,  # [T] fp32, written
-    p_query_start_loc,  # [n + 1] int32
-    p_request_row,  # [n] int32
-    p_positions,  # [>= query_start_loc[n]] int32 or int64
-    p_table,  # [N, TABLE_STRIDE] int32, RequestRows.table
-    p_token_fresh,  # [T] int32, written; None with p_counts
-    p_counts,  # [N, COUNTS_STRIDE] int32, Tally.counts; or None
-    n_tokens,
-    n_requests,
-    TABLE_STRIDE: tl.constexpr,
-    COUNTS_STRIDE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PROMPT_LEN: tl.constexpr = columns.PROMPT_LEN,
-    PROMPT: tl.constexpr = columns.PROMPT,
-    START: tl.constexpr = columns.START,
-    STOP: tl.constexpr = columns.STOP,
-    OMEGA: tl.constexpr = columns.OMEGA,
-    POWER: tl.constexpr = columns.POWER,
-    LAST: tl.constexpr = LAST,
-):
-    """Program: BLOCK_T tokens, of whichever requests they are, so that no batch is lopsided."""
-    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    m_t = o_t < n_tokens
-    # A token's request is the number of requests that end at or before it. To count them all is
-    # quicker than a binary search, each of whose steps would wait for a load.
-    b_ended = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
-    for i in range(0, n_requests, BLOCK_N):
-        o_n = i + tl.arange(0, BLOCK_N)
-        b_end = tl.load(p_query_start_loc + 1 + o_n, mask=o_n < n_requests, other=2**31 - 1)
-        b_ended += (b_end[None, :] <= o_t[:, None]).to(tl.int32)
-    b_request = tl.sum(b_ended, axis=1)
-    m_inside = m_t & (b_request < n_requests) & (o_t >= tl.load(p_query_start_loc))
-    b_row = tl.load(p_request_row + b_request, mask=m_inside, other=-1)
-
-    m_steered = b_row >= 0
-    p_row = p_table + b_row.to(tl.int64) * TABLE_STRIDE
-    b_position = tl.load(p_positions + o_t, mask=m_steered, other=0).to(tl.int64)
-    b_prompt_len = tl.load(p_row + PROMPT_LEN, mask=m_steered, other=0)
-    b_prompt = tl.load(p_row + PROMPT, mask=m_steered, other=0)
-    b_start = tl.load(p_row + START, mask=m_steered, other=0)
-    b_stop = tl.load(p_row + STOP, mask=m_steered, other=0)
-    b_omega = tl.load(p_row + OMEGA, mask=m_steered, other=0).to(tl.float32, bitcast=True)
-    b_power = tl.load(p_row + POWER, mask=m_steered, other=0).to(tl.float32, bitcast=True)
-
-    b_generated = b_position - (b_prompt_len - 1)
-    b_elapsed = tl.maximum(b_generated - b_start, 0).to(tl.float32)
-    b_decay = tl.exp2(-b_power * tl.log2(1.0 + b_omega * b_elapsed))
-    m_window = (b_generated >= b_start) & (b_generated < b_stop)
-    b_scale = tl.where(b_generated < 0, b_prompt.to(tl.float32), tl.where(m_window, b_decay, 0.0))
-    b_scale = tl.where(m_steered, b_scale, 0.0)
-    tl.store(p_token_scale + o_t, b_scale, mask=m_t)
-    tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_row, -1), mask=m_t)
-    if p_counts is not None:
-        p_last = p_counts + b_row.to(tl.int64) * COUNTS_STRIDE + LAST
-        m_fresh = (b_scale != 0) & (b_position > tl.load(p_last, mask=m_steered, other=0))
-        tl.store(p_token_fresh + o_t, tl.where(m_fresh, b_position, -1), mask=m_t)
-
-
-def prepare_steps_triton(
-    token_row: Tensor,
-    token_scale: Tensor,
-    query_start_loc: Tensor,
-    request_row: Tensor,
-    positions: Tensor,
-    table: Tensor,
-    *,
-    token_fresh: Tensor | None = None,
-    counts: Tensor | None = None,
-) -> None:
-    """The launcher: arguments as those of :func:`prepare_steps_torch`."""
-    n_tokens = token_row.shape[0]
-    if n_tokens == 0:
-        return
-    _steps_kernel[(-(-n_tokens // _BLOCK_T),)](
-        p_token_row=token_row,
-        p_token_scale=token_scale,
-        p_query_start_loc=query_start_loc,
-        p_request_row=request_row,
-        p_positions=positions,
-        p_table=table,
-        p_token_fresh=token_fresh,
-        p_counts=counts,
-        n_tokens=n_tokens,
-        n_requests=request_row.shape[0],
-        TABLE_STRIDE=table.stride(0),
-        COUNTS_STRIDE=0 if counts is None else counts.stride(0),
-        BLOCK_T=_BLOCK_T,
-        BLOCK_N=_BLOCK_N,
-    )
-
-
-def prepare_steps_torch(
-    token_row: Tensor,
-    token_scale: Tensor,
-    query_start_loc: Tensor,
-    request_row: Tensor,
-    positions: Tensor,
-    table: Tensor,
-    *,
-    token_fresh: Tensor | None = None,
-    counts: Tensor | None = None,
-) -> None:
-    """The reference of :func:`prepare_steps`, over ``table`` [N, 6 + 2 * M] int32 of the rows."""
-    token_row.fill_(-1)
-    token_scale.zero_()
-    if token_fresh is not None:
-        token_fresh.fill_(-1)
-    n_requests = request_row.shape[0]
-    if n_requests == 0:
-        return
-    # Beyond the positions there is padding only.
-    n_tokens = min(token_row.shape[0], positions.shape[0])
-    token = torch.arange(n_tokens, dtype=torch.int32, device=token_row.device)
-    # right=True counts the starts at or before t; minus one is the request. Tokens past the last
-    # end get n.
-    request = torch.searchsorted(query_start_loc, token, right=True) - 1
-    inside = (request >= 0) & (request < n_requests)
-    row = torch.where(inside, request_row[request.clamp(0, n_requests - 1)], -1)
-
-    asked = table[:, : columns.N_SCALARS].index_select(0, row.clamp(min=0))
-    prompt_len, prompt, start, stop = asked[:, : columns.OMEGA].unbind(1)
-    omega, power = asked.view(torch.float32)[:, columns.OMEGA :].unbind(1)
-    generated = positions[:n_tokens].long() - (prompt_len.long() - 1)
-    elapsed = (generated - start).clamp(min=0).float()
-    decay = (1.0 + omega * elapsed).pow(-power)
-    in_window = (generated >= start) & (generated < stop)
-    scale = torch.where(generated < 0, prompt.float(), torch.where(in_window, decay, 0.0))
-    scale = torch.where(row >= 0, scale, 0.0)
-    token_scale[:n_tokens] = scale
-    token_row[:n_tokens] = torch.where(scale != 0, row, -1)
-    if token_fresh is not None and counts is not None:
-        position = positions[:n_tokens].int()
-        fresh = (scale != 0) & (position > counts[:, LAST][row.clamp(min=0)])
-        token_fresh[:n_tokens] = torch.where(fresh, position, -1)
 
 
 def prepare_steps(
@@ -234,3 +102,143 @@ def _check_fresh(
             f"counts: expected [{n_rows}, {N_COUNTS}] {torch.int32}, a row's next to one another, "
             f"got {list(counts.shape)} {counts.dtype} of strides {counts.stride()}"
         )
+
+
+def prepare_steps_torch(
+    token_row: Tensor,
+    token_scale: Tensor,
+    query_start_loc: Tensor,
+    request_row: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    *,
+    token_fresh: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> None:
+    """The reference of :func:`prepare_steps`, over ``table`` [N, 6 + 2 * M] int32 of the rows."""
+    token_row.fill_(-1)
+    token_scale.zero_()
+    if token_fresh is not None:
+        token_fresh.fill_(-1)
+    n_requests = request_row.shape[0]
+    if n_requests == 0:
+        return
+    # Beyond the positions there is padding only.
+    n_tokens = min(token_row.shape[0], positions.shape[0])
+    token = torch.arange(n_tokens, dtype=torch.int32, device=token_row.device)
+    # right=True counts the starts at or before t; minus one is the request. Tokens past the last
+    # end get n.
+    request = torch.searchsorted(query_start_loc, token, right=True) - 1
+    inside = (request >= 0) & (request < n_requests)
+    row = torch.where(inside, request_row[request.clamp(0, n_requests - 1)], -1)
+
+    asked = table[:, :N_SCALARS].index_select(0, row.clamp(min=0))
+    prompt_len, prompt, start, stop = asked[:, :OMEGA].unbind(1)
+    omega, power = asked.view(torch.float32)[:, OMEGA:].unbind(1)
+    generated = positions[:n_tokens].long() - (prompt_len.long() - 1)
+    elapsed = (generated - start).clamp(min=0).float()
+    decay = (1.0 + omega * elapsed).pow(-power)
+    in_window = (generated >= start) & (generated < stop)
+    scale = torch.where(generated < 0, prompt.float(), torch.where(in_window, decay, 0.0))
+    scale = torch.where(row >= 0, scale, 0.0)
+    token_scale[:n_tokens] = scale
+    token_row[:n_tokens] = torch.where(scale != 0, row, -1)
+    if token_fresh is not None and counts is not None:
+        position = positions[:n_tokens].int()
+        fresh = (scale != 0) & (position > counts[:, LAST][row.clamp(min=0)])
+        token_fresh[:n_tokens] = torch.where(fresh, position, -1)
+
+
+@jit(do_not_specialize=["n_tokens", "n_requests"])
+def _steps_kernel(
+    p_token_row,  # [T] int32, written
+    p_token_scale,  # [T] fp32, written
+    p_query_start_loc,  # [n + 1] int32
+    p_request_row,  # [n] int32
+    p_positions,  # [>= query_start_loc[n]] int32 or int64
+    p_table,  # [N, TABLE_STRIDE] int32, RequestRows.table
+    p_token_fresh,  # [T] int32, written; None with p_counts
+    p_counts,  # [N, COUNTS_STRIDE] int32, Tally.counts; or None
+    n_tokens,
+    n_requests,
+    TABLE_STRIDE: tl.constexpr,
+    COUNTS_STRIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PROMPT_LEN: tl.constexpr = PROMPT_LEN,
+    PROMPT: tl.constexpr = PROMPT,
+    START: tl.constexpr = START,
+    STOP: tl.constexpr = STOP,
+    OMEGA: tl.constexpr = OMEGA,
+    POWER: tl.constexpr = POWER,
+    LAST: tl.constexpr = LAST,
+):
+    """Program: BLOCK_T tokens, of whichever requests they are, so that no batch is lopsided."""
+    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    m_t = o_t < n_tokens
+    # A token's request is the number of requests that end at or before it. To count them all is
+    # quicker than a binary search, each of whose steps would wait for a load.
+    b_ended = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
+    for i in range(0, n_requests, BLOCK_N):
+        o_n = i + tl.arange(0, BLOCK_N)
+        b_end = tl.load(p_query_start_loc + 1 + o_n, mask=o_n < n_requests, other=2**31 - 1)
+        b_ended += (b_end[None, :] <= o_t[:, None]).to(tl.int32)
+    b_request = tl.sum(b_ended, axis=1)
+    m_inside = m_t & (b_request < n_requests) & (o_t >= tl.load(p_query_start_loc))
+    b_row = tl.load(p_request_row + b_request, mask=m_inside, other=-1)
+
+    m_steered = b_row >= 0
+    p_row = p_table + b_row.to(tl.int64) * TABLE_STRIDE
+    b_position = tl.load(p_positions + o_t, mask=m_steered, other=0).to(tl.int64)
+    b_prompt_len = tl.load(p_row + PROMPT_LEN, mask=m_steered, other=0)
+    b_prompt = tl.load(p_row + PROMPT, mask=m_steered, other=0)
+    b_start = tl.load(p_row + START, mask=m_steered, other=0)
+    b_stop = tl.load(p_row + STOP, mask=m_steered, other=0)
+    b_omega = tl.load(p_row + OMEGA, mask=m_steered, other=0).to(tl.float32, bitcast=True)
+    b_power = tl.load(p_row + POWER, mask=m_steered, other=0).to(tl.float32, bitcast=True)
+
+    b_generated = b_position - (b_prompt_len - 1)
+    b_elapsed = tl.maximum(b_generated - b_start, 0).to(tl.float32)
+    b_decay = tl.exp2(-b_power * tl.log2(1.0 + b_omega * b_elapsed))
+    m_window = (b_generated >= b_start) & (b_generated < b_stop)
+    b_scale = tl.where(b_generated < 0, b_prompt.to(tl.float32), tl.where(m_window, b_decay, 0.0))
+    b_scale = tl.where(m_steered, b_scale, 0.0)
+    tl.store(p_token_scale + o_t, b_scale, mask=m_t)
+    tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_row, -1), mask=m_t)
+    if p_counts is not None:
+        p_last = p_counts + b_row.to(tl.int64) * COUNTS_STRIDE + LAST
+        m_fresh = (b_scale != 0) & (b_position > tl.load(p_last, mask=m_steered, other=0))
+        tl.store(p_token_fresh + o_t, tl.where(m_fresh, b_position, -1), mask=m_t)
+
+
+def prepare_steps_triton(
+    token_row: Tensor,
+    token_scale: Tensor,
+    query_start_loc: Tensor,
+    request_row: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    *,
+    token_fresh: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> None:
+    """The launcher: arguments as those of :func:`prepare_steps_torch`."""
+    n_tokens = token_row.shape[0]
+    if n_tokens == 0:
+        return
+    _steps_kernel[(-(-n_tokens // _BLOCK_T),)](
+        p_token_row=token_row,
+        p_token_scale=token_scale,
+        p_query_start_loc=query_start_loc,
+        p_request_row=request_row,
+        p_positions=positions,
+        p_table=table,
+        p_token_fresh=token_fresh,
+        p_counts=counts,
+        n_tokens=n_tokens,
+        n_requests=request_row.shape[0],
+        TABLE_STRIDE=table.stride(0),
+        COUNTS_STRIDE=0 if counts is None else counts.stride(0),
+        BLOCK_T=_BLOCK_T,
+        BLOCK_N=_BLOCK_N,
+    )
