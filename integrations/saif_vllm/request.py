@@ -14,7 +14,7 @@ from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
 
 CAPTURE_KEY = "saif_capture"  # of identification, see identification.py
-_STEERED = "saif"  # a Steered lies where the user's string lay, and that only
+_STEERED = "saif"  # where the user's string lay; anything but a Steered was never admitted
 
 
 class SetUse(msgspec.Struct, frozen=True):
