@@ -1,7 +1,8 @@
 """A model of 0.2 billion parameters in vLLM: steered throughput against plain, interleaved.
 
 Two engines of one model in this process, with and without the plugin, each in eager mode. What is
-timed is decoding: prompts have two tokens. One layer is hooked, the one in the middle.
+timed is decoding: prompts have two tokens. One layer is hooked, the one in the middle. The control
+of a row, the plain engine against itself in the same rounds, tells what is noise at that batch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from saif_fast import Edit, Latent, LatentSet, SparseAutoencoder
 D_MODEL, N_LAYERS, VOCAB, LAYER = 1024, 16, 2048, 8
 N_SETS, N_LIVE = 256, 16
 TOKENS = {1: 24, 8: 16, 32: 8, 64: 8}  # of a request in a round, by batch size
-ROUNDS = 5
+ROUNDS = 8  # even: half of them begin with the baseline
 ENGINE = {
     "dtype": "bfloat16",
     "enforce_eager": True,

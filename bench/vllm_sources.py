@@ -21,7 +21,8 @@ Definition = ast.ClassDef | Function
 class Seam(Protocol):
     """A row of `saif_vllm.seams.SEAMS`: a callable whose first parameters are these.
 
-    `owner` is the class, or "" for a function of the module.
+    `owner` is the class, or "" for a function of the module. `keywords` are given by name, so they
+    may be anywhere but in a `**kwargs`.
     """
 
     @property
@@ -35,6 +36,9 @@ class Seam(Protocol):
 
     @property
     def parameters(self) -> tuple[str, ...]: ...
+
+    @property
+    def keywords(self) -> tuple[str, ...]: ...
 
 
 class Attribute(NamedTuple):
@@ -75,7 +79,10 @@ class SourceTree:
         got = parameters(found.node)
         if tuple(got[: len(seam.parameters)]) != tuple(seam.parameters):
             return f"got ({', '.join(got)})"
-        return None
+        arguments = found.node.args
+        named = {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
+        absent = [name for name in seam.keywords if name not in named]
+        return f"no {', '.join(absent)} in ({', '.join(got)})" if absent else None
 
     def module(self, name: str) -> _Module | None:
         if name not in self._modules:

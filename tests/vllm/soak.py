@@ -1,12 +1,16 @@
 """``make soak``: thousands of short requests through one engine, in processes as users start it,
-while sets come and go: memory stays flat, nothing is held for ever, outputs equal their solo runs.
+while sets come and go: memory stays flat, nothing is held for ever, outputs equal their solo runs,
+and a set is loaded in no time.
 
-It is beside the tests, not in bench/, as it passes or fails and shares their support: run it with
-``support`` and ``support/site`` on PYTHONPATH, and SAIF_TEST_SITE=core_state (the Makefile does).
+It writes bench/results/cpu/soak.md. A run of less than FULL minutes judges neither memory nor what
+happened how often, and writes build/soak.md. It is beside the tests, not in bench/, as it passes or
+fails and shares their support: run it with ``support`` and ``support/site`` on PYTHONPATH, and
+SAIF_TEST_SITE=core_state (the Makefile does).
 """
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import statistics
@@ -26,12 +30,14 @@ from stream import Stream
 from workload import RandomRequests, set_names
 
 import saif_vllm
+from bench.machine import RESULTS, described, machine
 from saif_fast.edits import Edit
 from saif_fast.embedded import model_path, sae_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
 from saif_fast.sae import SparseAutoencoder
 
+FULL = 10  # minutes
 A_MINUTE = 2000  # requests
 # Requests: more than the engine keeps reports of, and until the worker's memory has settled, which
 # plain vLLM's also grows by a third over the first some thousand.
@@ -42,6 +48,8 @@ SAMPLED = 50  # one in so many is compared
 # MiB that a process may grow by in 20,000 requests after the warm-up. The worker of plain vLLM 0.32
 # grew by 6 in this loop.
 FLAT = 16.0
+MOST_LATENTS = 64  # of a set at a layer
+LOADED_IN = 50.0  # milliseconds, at the median
 ENGINE = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -68,7 +76,10 @@ def contents(rng: random.Random) -> list[LatentSet]:
             found = LatentSet.from_vector(vector, layer=sae.layer, num_layers=3)
         else:
             edit = Edit.parse(rng.choice(EDITS))
-            latents = [Latent(j, edit) for j in rng.sample(range(sae.d_sae), rng.randint(1, 8))]
+            n_latents = rng.randint(1, 8)
+            if i % 16 == 1:  # the largest that there are
+                edit, n_latents = Edit.parse(rng.choice(EDITS[1:])), MOST_LATENTS
+            latents = [Latent(j, edit) for j in rng.sample(range(sae.d_sae), n_latents)]
             found = LatentSet.from_sae(sae, latents, num_layers=3)
         made.append(found)
     return made
@@ -128,22 +139,24 @@ class Memory:
         sizes = ", ".join(f"{name} {found[-1]:.1f}" for name, found in self.by_process.items())
         return f"{self.served[-1]} requests; MiB: {sizes}"
 
-    def report(self) -> tuple[list[str], list[str]]:
-        """Lines to print, and what is wrong."""
-        lines, wrong = [], []
+    def report(self, judged: bool) -> tuple[dict[str, str], list[str]]:
+        """Rows of the report, and what is wrong."""
+        rows, wrong = {}, []
         for name, sizes in self.by_process.items():
             if len(sizes) < len(self.served):
                 continue  # helpers of the start
-            begin = next(i for i, n in enumerate(self.served) if n >= WARM_UP)
-            slope = statistics.linear_regression(self.served[begin:], sizes[begin:]).slope
-            line = (
-                f"{name}: {sizes[0]:.1f} MiB at first, {sizes[begin]:.1f} after warm-up, "
-                f"{sizes[-1]:.1f} at last, {1000 * slope:+.2f} every 1000 requests between the two"
-            )
-            lines.append(line)
-            if 20_000 * slope > FLAT:
-                wrong.append(f"memory grows: {line}")
-        return lines, wrong
+            found = f"{sizes[0]:.1f} MiB at first, {sizes[-1]:.1f} at last"
+            if judged:
+                begin = next(i for i, n in enumerate(self.served) if n >= WARM_UP)
+                slope = statistics.linear_regression(self.served[begin:], sizes[begin:]).slope
+                found += (
+                    f"; {sizes[begin]:.1f} after {WARM_UP:,} requests, from then on "
+                    f"{1000 * slope:+.2f} every 1,000"
+                )
+                if 20_000 * slope > FLAT:
+                    wrong.append(f"memory grows: {name}: {found}")
+            rows[f"memory of process {len(rows) + 1}, {name.partition(' ')[2]}"] = found
+        return rows, wrong
 
 
 class Soak:
@@ -160,7 +173,7 @@ class Soak:
             self.directory.path,
             layers=list(embedded_sets.LAYERS.values()),
             max_sets=MAX_SETS,
-            max_latents=96,
+            max_latents=160,
             max_sets_per_request=2,
             worker_extension_cls="worker_state.WorkerState",
         )
@@ -168,10 +181,16 @@ class Soak:
         self.stream, self.memory, self.count = Stream(self.llm), Memory(), Counter[str]()
         self.sampled: dict[int, dict[str, Any]] = {}
         self.at_start = self.worker_state()
+        self.loads()  # those of the start are none of the run's
+        self.llm.collective_rpc("saif_watch_pauses")
 
     def core_state(self) -> dict[str, int]:
         """Answered in turn: all requests sent before have been admitted, and read their sets."""
         return self.llm.llm_engine.engine_core.call_utility("saif_state")
+
+    def loads(self) -> dict[str, list[float]]:
+        """Of sets, since the last call."""
+        return self.llm.llm_engine.engine_core.call_utility("saif_loads")
 
     def worker_state(self) -> dict[str, Any]:
         return self.llm.collective_rpc("saif_worker_state")[0]
@@ -270,34 +289,90 @@ class Soak:
         return comparison
 
 
+def loading(loads: dict[str, list[float]], pauses: list[dict[str, Any]]) -> dict[str, str]:
+    """Rows of the report: how long sets take to load, and what generation notices of it."""
+
+    def spread(times: list[float]) -> str:
+        if not times:
+            return "none"
+        return f"median {statistics.median(times):.2f} ms, largest {max(times):.2f} ms"
+
+    def pause(found: dict[str, Any]) -> str:
+        mean, longest = 1e3 * found["seconds"] / max(found["n"], 1), 1e3 * found["longest"]
+        return f"mean {mean:.2f} ms, longest {longest:.2f} ms of {found['n']:,}"
+
+    pairs = zip(loads["loaded"], loads["latents"], strict=True)
+    large = [ms for ms, latents in pairs if latents == MOST_LATENTS]
+    without, having = pauses
+    return {
+        "sets loaded": f"{len(loads['loaded']):,}; {len(large):,} of {MOST_LATENTS} live latents",
+        "loading a set, core and worker": spread(loads["loaded"]),
+        f"loading a set of {MOST_LATENTS} latents": spread(large),
+        "reading a set's file before, beside generation": spread(loads["read"]),
+        "pause between two forwards while sets were loaded": pause(having),
+        "pause between two forwards otherwise": pause(without),
+    }
+
+
+def write_report(rows: dict[str, str], wrong: list[str], full: bool) -> None:
+    """Print the result, and write it as Markdown."""
+    lines = [
+        "# Soak",
+        "",
+        f"`make soak`, {datetime.date.today()}. {described(machine())}",
+        "The embedded model in one engine; sets come and go as `tests/vllm/soak.py` says.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+        f"| result | {'**failed**' if wrong else 'passed'} |",
+        *(f"\nFailed: {line}" for line in wrong),
+    ]
+    folder = RESULTS / "cpu" if full else RESULTS.parents[1] / "build"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "soak.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), f"\nwrote {folder / 'soak.md'}")
+
+
 def main() -> int:
-    minutes = float(os.environ.get("SOAK_MINUTES") or 10)
+    minutes = float(os.environ.get("SOAK_MINUTES") or FULL)
+    full = minutes >= FULL
     soak = Soak(seed=0)
     began = time.monotonic()
-    soak.run(int(WARM_UP + minutes * A_MINUTE), 60 * minutes)
+    soak.run(int(WARM_UP * full + minutes * A_MINUTE), 60 * minutes)
     seconds = time.monotonic() - began
+    loads, pauses = soak.loads(), soak.llm.collective_rpc("saif_paused")[0]
+    sent = soak.count["sent"]
     wrong = soak.fill_all_slots() + soak.leaks()
     metrics = {metric.name: metric for metric in soak.llm.get_metrics()}
     soak.count["preemptions"] = int(metrics["vllm:num_preemptions"].value)
     soak.llm.llm_engine.engine_core.shutdown()
 
-    lines, grows = soak.memory.report()
+    memory, grows = soak.memory.report(full)
     wrong += grows
-    for name in ("aborted", "sets changed", "most waiting for room", "preemptions"):
-        if not soak.count[name]:
-            wrong.append(f"expected some {name}, got none")
+    happened = ("sets changed", "aborted", "preemptions", "most waiting for room")
+    if full:
+        wrong += [f"expected some {name}, got none" for name in happened if not soak.count[name]]
+        if MOST_LATENTS not in loads["latents"]:
+            wrong.append(f"expected a set of {MOST_LATENTS} latents to be loaded, got none")
+    if loads["loaded"] and statistics.median(loads["loaded"]) > LOADED_IN:
+        wrong.append(f"loading a set takes more than {LOADED_IN:g} ms at the median")
     comparison = soak.compare()
     wrong += comparison.wrong
-    if len(comparison.excused) > comparison.compared / 50:
+    if full and len(comparison.excused) > comparison.compared / 50:
         wrong.append(f"near ties: {len(comparison.excused)} of {comparison.compared}")
-
-    print(f"{soak.count['sent']} requests in {seconds:.0f} s:", dict(soak.count))
-    print("\n".join(lines))
-    print(
-        f"{comparison.compared} outputs against their solo runs: {len(comparison.wrong)} differ, "
-        f"{len(comparison.excused)} more at a near tie"
-    )
-    print("\n".join(f"FAILED: {line}" for line in wrong) or "passed")
+    rows = {
+        "minutes": f"{seconds / 60:.1f}",
+        "requests": f"{sent:,}",
+        **{name: f"{soak.count[name]:,}" for name in happened},
+        "outputs compared with their solo runs": (
+            f"{comparison.compared:,}: {len(comparison.wrong)} differ, "
+            f"{len(comparison.excused)} more at a near tie"
+        ),
+        **loading(loads, pauses),
+        **memory,
+    }
+    write_report(rows, wrong, full)
     return bool(wrong)
 
 

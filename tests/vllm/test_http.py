@@ -16,6 +16,7 @@ from hf_reference import NEAR_TIE, Comparison
 from http_server import server
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
+from vllm.version import __version_tuple__
 
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
@@ -35,8 +36,10 @@ TEXTS = ("unsteered", "scale_middle", "vector_last", "three_sets", "all", "windo
 
 @pytest.fixture(scope="module")
 def address(set_dir: Path) -> Iterator[str]:
-    options = ("--max-sets-per-request", "4", "--api-key", KEY, "--enable-scale-out")
-    with server("embedded", "--set-dir", set_dir, *options) as address:
+    options = ("--max-sets-per-request", "4", "--api-key", KEY)
+    # Routes that vLLM has as an option from 0.30 on.
+    more = ("--enable-scale-out",) if __version_tuple__ >= (0, 30) else ()
+    with server("embedded", "--set-dir", set_dir, *options, *more) as address:
         yield address
 
 

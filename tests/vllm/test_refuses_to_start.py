@@ -41,7 +41,12 @@ def test_plain_flags_steer(
 @pytest.mark.parametrize(
     ("mode", "sabotage", "sentence"),
     [
-        ("v1-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
+        pytest.param(
+            "v1-eager",
+            "hook_does_nothing",
+            "canary: layer 1 steered no token of a decode batch",
+            id="canary",
+        ),
         ("v2-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
         (
             "v1-eager",
@@ -113,6 +118,7 @@ def refused(owner, name, value):
     try:
         seams.arm()
         seams.arm_server()
+        seams.serve_command()
         seams.arm_worker()
     except RuntimeError as error:
         print(error)
@@ -121,16 +127,19 @@ def refused(owner, name, value):
     setattr(owner, name, original)
 
 # The model runners' are checked on the runner: test_runners.py.
-patched = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
+checked = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
            and "worker.gpu." not in seam.module]
-for seam in patched:
+for seam in checked:
     module = importlib.import_module(seam.module)
     owner = getattr(module, seam.owner) if seam.owner else module
     refused(owner, seam.name, lambda something_else: None)
     refused(owner, seam.name, 3)
+    if seam.keywords:
+        code = f"lambda {', '.join(seam.parameters)}, **{seam.keywords[0]}: None"
+        refused(owner, seam.name, eval(code))
 refused(vllm.version, "__version_tuple__", (0, 23, 0))
 refused(vllm.version, "__version_tuple__", (0, 34, 0))
-print(len(patched), "patched")
+print(len(checked), "checked")
 """
 
 
@@ -142,7 +151,8 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     assert "expected the parameters (self, request, ...), got (something_else)" in done.stdout
     assert "EngineCore.preprocess_add_request: expected a function, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
-    assert "10 patched" in done.stdout
+    assert "expected the keywords resumable, got (self, request_id, prompt" in done.stdout
+    assert "14 checked" in done.stdout
 
 
 BAD_SETS = """

@@ -10,13 +10,22 @@ import pytest
 
 from saif_kernels import Window
 from saif_vllm.request import Steered
-from saif_vllm.runners import arm_runner
+from saif_vllm.runners import arm_runner, check_runner
 
 
 class Runner:
     def execute_model(self, scheduler_output: Any) -> None: ...
 
-    def _dummy_run(self, num_tokens: int) -> None:
+    def _dummy_run(
+        self,
+        num_tokens: int,
+        *,
+        uniform_decode: bool = False,
+        skip_eplb: bool = False,
+        is_profile: bool = False,
+        force_attention: bool = False,  # V1's
+        skip_attn: bool = False,  # V2's
+    ) -> None:
         self.execute_model(SimpleNamespace(total_num_scheduled_tokens=num_tokens))
 
 
@@ -66,6 +75,7 @@ TABLE = list(range(9))
 def test_a_runner_as_expected_is_armed(version: str) -> None:
     cls, runner, seams = RUNNERS[version]
     armed, step = runner(cls), Step()
+    check_runner(armed)
     arm_runner(armed, step)  # type: ignore[arg-type]
     owner = getattr(armed, "model_state", armed)
     # What is called from now on is ours, on this runner only.
@@ -88,7 +98,23 @@ def test_a_runner_that_prepares_otherwise_is_refused(version: str, seam: str, ch
     found = "nothing" if change == "missing" else r"\(self, plan\)"
     armed = runner(type("Other", (cls,), {seam: value}))
     with pytest.raises(RuntimeError, match=rf"Other\.{seam}: expected .*, got {found}"):
-        arm_runner(armed, Step())  # type: ignore[arg-type]
+        check_runner(armed)
+
+
+@pytest.mark.parametrize(("version", "keyword"), [("v1", "force_attention"), ("v2", "skip_attn")])
+def test_a_runner_that_would_swallow_what_a_dummy_batch_is_told_is_refused(
+    version: str, keyword: str
+) -> None:
+    def _dummy_run(
+        self: Any, num_tokens: int, *, uniform_decode: bool, skip_eplb: bool, **kwargs: Any
+    ) -> None: ...
+
+    cls, runner, _ = RUNNERS[version]
+    armed = runner(cls)
+    other = type("Other", (type(armed),), {"_dummy_run": _dummy_run})
+    armed.__class__ = other
+    with pytest.raises(RuntimeError, match=rf"Other\._dummy_run: .* {keyword}, got .*kwargs\)"):
+        check_runner(armed)
 
 
 def params(name: str) -> Any:

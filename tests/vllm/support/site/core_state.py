@@ -1,14 +1,20 @@
-"""``saif_state``, a utility of the engine core for tests: what steering holds there now."""
+"""Utilities of the engine core for tests: what steering holds there now, and its sets' loading."""
 
 from __future__ import annotations
 
+import time
+from array import array
 from typing import Any
 
 from after_import import after_import
 
+# Milliseconds of reading a set's file and of putting a set into the tables; most live latents at a
+# layer of the latter. Arrays, as the soak test weighs this process.
+_read, _loaded, _latents = array("d"), array("d"), array("i")
+
 
 @after_import("vllm.v1.engine.core")
-def add_utility(module: Any) -> None:
+def add_utilities(module: Any) -> None:
     def saif_state(self: Any) -> dict[str, int]:
         admission = self.saif
         loaded = admission._loaded.values()
@@ -21,4 +27,43 @@ def add_utility(module: Any) -> None:
             "files remembered": len(admission._catalog._read),
         }
 
+    def saif_loads(self: Any) -> dict[str, list[float]]:
+        """Since the last call."""
+        found = {"read": list(_read), "loaded": list(_loaded), "latents": list(_latents)}
+        for times in (_read, _loaded, _latents):
+            del times[:]
+        return found
+
     module.EngineCore.saif_state = saif_state
+    module.EngineCore.saif_loads = saif_loads
+
+
+@after_import("saif_vllm.admission")
+def time_loading(module: Any) -> None:
+    original = module.Admission._load
+
+    def _load(self: Any, offered: Any) -> None:
+        latent_set = offered.latent_set
+        there = latent_set.content_hash in self._loaded
+        began = time.perf_counter()
+        original(self, offered)  # raises where there is no room
+        if not there:
+            _loaded.append(1e3 * (time.perf_counter() - began))
+            _latents.append(max(latent_set.n_live.values(), default=0))
+
+    module.Admission._load = _load
+
+
+@after_import("saif_vllm.catalog")
+def time_reading(module: Any) -> None:
+    original = module.SetCatalog.__getitem__
+
+    def get(self: Any, name: str) -> Any:
+        before = self._read.get(name)
+        began = time.perf_counter()
+        found = original(self, name)
+        if self._read.get(name) is not before:
+            _read.append(1e3 * (time.perf_counter() - began))
+        return found
+
+    module.SetCatalog.__getitem__ = get

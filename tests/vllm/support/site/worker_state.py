@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from saif_vllm.worker import SaifWorkerExtension
 
 
+@dataclass
+class Pauses:
+    """Of the worker, from the end of a forward to the next one's begin: sampling, scheduling."""
+
+    n: int = 0
+    seconds: float = 0.0
+    longest: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.n += 1
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
+
+
 class WorkerState(SaifWorkerExtension):
+    saif_loads = 0  # since the last forward
+
     def saif_worker_state(self) -> dict[str, Any]:
         step = self.saif_steering.step
         step.clear()
@@ -21,3 +39,29 @@ class WorkerState(SaifWorkerExtension):
                 for name, table in self.saif_steering.tensors().items()
             },
         }
+
+    def saif_write(self, *loaded: Any) -> None:
+        self.saif_loads += 1
+        super().saif_write(*loaded)
+
+    def saif_watch_pauses(self: Any) -> None:
+        """Note pauses from now on, those in which sets were loaded apart from the others."""
+        self.saif_pauses = {False: Pauses(), True: Pauses()}
+        original, ended = self.model_runner.execute_model, None
+
+        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal ended
+            if not scheduler_output.total_num_scheduled_tokens:
+                return original(scheduler_output, *args, **kwargs)
+            if ended is not None:
+                self.saif_pauses[self.saif_loads > 0].add(time.perf_counter() - ended)
+            self.saif_loads = 0
+            result = original(scheduler_output, *args, **kwargs)
+            ended = time.perf_counter()
+            return result
+
+        self.model_runner.execute_model = execute_model
+
+    def saif_paused(self: Any) -> list[dict[str, Any]]:
+        """Pauses without loads, and with some."""
+        return [asdict(self.saif_pauses[loads]) for loads in (False, True)]
