@@ -49,7 +49,8 @@ def served(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> dict[str, A
     bad = [[good[0], {**good[0], "extra_args": extra_args}] for extra_args, _ in BAD.values()]
     # A user may have an extension, and limits, of his own.
     own = {"worker_extension_cls": "own_extension.OwnExtension", "max_sets_per_request": 4}
-    job = Job(model_path(), [good, *bad, good], set_dir=set_dir, engine_args=own, one_process=False)
+    batches = [good, *bad, ("own_method", {}), good]
+    job = Job(model_path(), batches, set_dir=set_dir, engine_args=own, one_process=False)
     done = run(job).check()
     first, *refused, last = done.batches
     return {"first": first, "last": last, **dict(zip(BAD, refused, strict=True))}

@@ -5,4 +5,4 @@ from saif_vllm.worker import SaifWorkerExtension
 
 class OwnExtension(SaifWorkerExtension):
     def own_method(self) -> list[int]:
-        return sorted(self.saif_steering.tables)
+        return list(self.saif_steering.layers)
