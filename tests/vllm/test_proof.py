@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +56,43 @@ def test_the_dose_is_where_the_sets_are(
     assert doses["strength"][2] < doses["add_last"][2]
 
 
+MISSED = "1 tokens that should have been steered were not; the engine stops"
+
+
+def stopped(
+    batch: Sequence[Mapping[str, Any]],
+    set_dir: Path,
+    sabotage: str = "hook_goes_quiet",
+    last_call: int = 9,
+    **job: Any,
+) -> str:
+    """The log of an engine that starts, and stops before it has served anything."""
+    env = {"SAIF_TEST_SABOTAGE": sabotage, "SAIF_TEST_LAST_CALL": str(last_call)}
+    served = run(Job(model_path(), [batch], set_dir=set_dir, site=["sabotage"], env=env, **job))
+    assert served.returncode != 0
+    assert not served.batches
+    return served.log
+
+
 @pytest.mark.parametrize("one_process", [True, False], ids=["one_process", "processes"])
 def test_a_hook_that_stops_steering_stops_the_engine(
     one_process: bool, set_dir: Path, requests: Mapping[str, dict[str, Any]]
 ) -> None:
-    served = run(
-        Job(
-            model_path(),
-            [[requests["add_last"], requests["unsteered"]]],
-            set_dir=set_dir,
-            site=["sabotage"],
-            env={"SAIF_TEST_SABOTAGE": "hook_goes_quiet"},
-            one_process=one_process,
-        )
-    )
-    assert served.returncode != 0
-    assert not served.batches
-    assert "1 tokens that should have been steered were not; the engine stops" in served.log
+    batch = [requests["add_last"], requests["unsteered"]]
+    assert MISSED in stopped(batch, set_dir, one_process=one_process)
+
+
+def test_no_step_is_needed_after_the_one_that_missed_a_token(
+    set_dir: Path, requests: Mapping[str, dict[str, Any]]
+) -> None:
+    # One step, of two layers.
+    batch = [{**requests["add_last"], "max_tokens": 1}]
+    assert MISSED in stopped(batch, set_dir, last_call=1)
+
+
+@pytest.mark.parametrize("mode", ["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)])
+def test_a_step_that_was_not_prepared_stops_the_engine(
+    mode: str, set_dir: Path, requests: Mapping[str, dict[str, Any]]
+) -> None:
+    log = stopped([requests["add_last"]], set_dir, "runner_never_prepares", mode=mode)
+    assert "a step ran that was not prepared for steering: the engine stops" in log
