@@ -48,11 +48,14 @@ def test_plain_flags_steer(
             id="canary",
         ),
         ("v2-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
-        (
-            "v1-eager",
+        ("v1-eager", "kernel_does_nothing", "canary: a vector at layer 1 did not change"),
+        pytest.param(
+            "v2-eager",
             "kernel_does_nothing",
             "canary: a vector at layer 1 did not change",
+            marks=pytest.mark.slow,
         ),
+        ("v1-eager", "last_layer_does_nothing", "canary: a vector at layer 2 did not change"),
         ("v1-eager", "model_loads_past_the_seam", "the model was loaded without steering"),
         # Its V2 twin needs no engine: test_runners.py.
         ("v1-eager", "runner_prepares_otherwise", "the parameters (self, scheduler_output,"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_job import Job, run
+from engine_job import Job, Served, run
 from hf_reference import Comparison
 
 from saif_fast.embedded import model_path
@@ -70,3 +70,42 @@ def test_the_engine_steers_before_and_after(
     for name, got in zip(GOOD, served[when], strict=True):
         comparison.add(name, reference[name], got)
     comparison.check()
+
+
+WAITING = ("add_last", "unsteered", "clamp_middle", "vector_last", "add_last", "both")
+
+
+@pytest.fixture(scope="module")
+def in_turn(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> Served:
+    """Requests for more sets than there is room for, one of which gives up waiting."""
+    batch = [{**requests[name], "gives_up": name == "clamp_middle"} for name in WAITING]
+    job = Job(
+        model_path(),
+        [batch, "saif_state"],
+        set_dir=set_dir,
+        engine_args={"max_sets": 1},
+        site=["core_state"],
+        one_process=False,
+        asynchronous=True,
+    )
+    return run(job).check()
+
+
+def test_who_waits_for_room_is_steered_in_turn(
+    in_turn: Served, reference: Mapping[str, Any]
+) -> None:
+    comparison = Comparison()
+    for name, got in zip(WAITING, in_turn.batches[0], strict=True):
+        if name != "clamp_middle":
+            comparison.add(name, reference[name], got)
+    comparison.check(most_excused=0)
+
+
+def test_who_gives_up_waiting_is_not_served_and_leaves_nothing_behind(in_turn: Served) -> None:
+    gave_up = WAITING.index("clamp_middle")
+    assert in_turn.batches[0][gave_up] == {"tokens": [], "finish_reason": "given up"}
+    assert f"0.{gave_up}" not in [report["request_id"] for report in in_turn.reports]
+    assert len(in_turn.reports) == len(WAITING) - 2  # nor is the unsteered one reported
+    state = in_turn.batches[1]
+    assert state["requests"] == state["uses of sets"] == state["waiting for room"] == 0
+    assert state["sets loaded"] == state["sets placed"] == 1

@@ -1,7 +1,9 @@
 """As scenario.py with an ``AsyncLLM``: the requests of a batch are sent side by side.
 
 A request is one of scenario.py, with its data-parallel ``rank`` if it must be that, or a session of
-streaming input, whose ``pieces`` are such requests, sent one by one.
+streaming input, whose ``pieces`` are such requests, sent one by one. Before a piece is sent, its
+``sets`` change in the set directory. A request that ``gives_up`` is aborted when the first token of
+its batch is there. Instead of a batch, the name of a utility of the engine core gets its answer.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any
 import scenario
 
 
-async def serve(engine: Any, request: dict[str, Any], request_id: str) -> dict[str, Any]:
-    """Tokens, and why they ended; or the error."""
+async def serve(
+    engine: Any, set_dir: str, request: dict[str, Any], request_id: str, begun: asyncio.Event
+) -> dict[str, Any]:
+    """Tokens, and why they ended; or the error. ``begun`` is set when there is a token."""
     from vllm.sampling_params import RequestOutputKind
 
     pieces = request.get("pieces", [request])
@@ -33,6 +37,7 @@ async def serve(engine: Any, request: dict[str, Any], request_id: str) -> dict[s
 
         due = 0
         for piece, prompt, one in zip(pieces, prompts, params, strict=True):
+            scenario.change_sets(set_dir, piece.get("sets", {}))
             yield StreamingInput(prompt, one)
             due += piece["max_tokens"]
             if piece.get("wait"):  # for its tokens, before the next piece comes
@@ -53,9 +58,27 @@ async def serve(engine: Any, request: dict[str, Any], request_id: str) -> dict[s
                     tokens += one.token_ids
                     finish_reason = one.finish_reason
                 arrived.notify_all()
+            begun.set()
+    except asyncio.CancelledError:
+        finish_reason = "given up"
     except ValueError as error:
         return {"error": str(error), "type": type(error).__name__}
     return {"tokens": tokens, "finish_reason": finish_reason}
+
+
+async def serve_batch(
+    engine: Any, set_dir: str, batch: list[dict[str, Any]], number: int
+) -> list[dict[str, Any]]:
+    begun = asyncio.Event()
+    serving = [
+        asyncio.create_task(serve(engine, set_dir, request, f"{number}.{i}", begun))
+        for i, request in enumerate(batch)
+    ]
+    for task, request in zip(serving, batch, strict=True):
+        if request.get("gives_up"):
+            await begun.wait()
+            task.cancel()
+    return await asyncio.gather(*serving)
 
 
 async def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +87,12 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
 
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**scenario.engine_options(job)))
     try:
-        batches = []
+        batches: list[Any] = []
         for i, batch in enumerate(job["batches"]):
-            requests = [serve(engine, request, f"{i}.{j}") for j, request in enumerate(batch)]
-            batches.append(await asyncio.gather(*requests))
+            if isinstance(batch, str):
+                batches.append(await engine.engine_core.call_utility_async(batch))
+            else:
+                batches.append(await serve_batch(engine, job["set_dir"], batch, i))
         [reports] = await engine.collective_rpc("saif_report")
     finally:
         engine.shutdown()

@@ -36,7 +36,8 @@ class Job:
     Attributes:
         model: directory.
         batches: of requests; see scenario.py for their keys. Or, between two of them, what changes
-            in the set directory, or a method of the workers with its keyword arguments.
+            in the set directory, or a method of the workers with its keyword arguments. With an
+            ``AsyncLLM``, see async_scenario.py.
         events: what happens while it runs, after the batches; of workload.random_events.
         mode: key of MODES.
         set_dir: None = plain vLLM, without our plugin.
@@ -45,11 +46,11 @@ class Job:
         env: for the subprocess.
         site: modules of ``site/`` that every process imports first.
         one_process: front end, engine core and worker in one, which starts sooner.
-        asynchronous: an ``AsyncLLM``; see async_scenario.py.
+        asynchronous: an ``AsyncLLM``.
     """
 
     model: Path
-    batches: Sequence[Batch | Mapping[str, str | None] | tuple[str, Mapping[str, Any]]] = ()
+    batches: Sequence[Batch | Mapping[str, str | None] | tuple[str, Mapping[str, Any]] | str] = ()
     mode: str = "v1-eager"
     set_dir: Path | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)

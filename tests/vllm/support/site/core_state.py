@@ -22,6 +22,7 @@ def add_utilities(module: Any) -> None:
             "requests": len(self.scheduler.requests),
             "uses of sets": sum(len(known.users) for known in loaded),
             "waiting for room": len(admission._line) + len(admission._returning),
+            "streaming inputs": len(admission._sessions),
             "sets loaded": len(loaded),
             "sets placed": len(admission._slots.placed),
             "files remembered": len(admission._catalog._read),

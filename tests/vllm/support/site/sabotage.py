@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -32,15 +33,31 @@ def kernel_does_nothing() -> None:
         module.steer_ = steer_
 
 
+def last_layer_does_nothing() -> None:
+    @after_import("saif_vllm.steering")
+    def patch(module: Any) -> None:
+        original = module.LayerSteering.steer
+
+        def steer(self: Any, hidden: Any, residual: Any) -> None:
+            if self.index < len(self.step.proof.tally.dose) - 1:
+                original(self, hidden, residual)
+            else:
+                self.dose[: len(hidden)] = 0  # and says that it did
+
+        module.LayerSteering.steer = steer
+
+
 def hook_goes_quiet() -> None:
+    last = int(os.environ["SAIF_TEST_LAST_CALL"])  # of a hook, in which it steers
+
     @after_import("saif_vllm.steering")
     def patch(module: Any) -> None:
         original, steered = module.LayerSteering.steer, []
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
-            # Not the canary's runs, nor the first steps of requests.
+            # Not the canary's runs.
             steered.append(not self.step._forced and self.step._filled > 0)
-            if sum(steered) < 10:
+            if sum(steered) <= last:
                 original(self, hidden, residual)
 
         module.LayerSteering.steer = steer
@@ -66,6 +83,23 @@ def runner_prepares_otherwise() -> None:
         module.GPUModelRunner._prepare_inputs = _prepare_inputs
 
 
+def runner_never_prepares() -> None:
+    # It calls the functions of classes, not those that the plugin put on the objects.
+    def patch(module: Any) -> None:
+        original = module.GPUModelRunner.execute_model
+
+        @functools.wraps(original)
+        def execute_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+            vars(self).pop("_prepare_inputs", None)
+            vars(getattr(self, "model_state", self)).pop("prepare_inputs", None)
+            return original(self, *args, **kwargs)
+
+        module.GPUModelRunner.execute_model = execute_model
+
+    for runner in ("gpu_model_runner", "gpu.model_runner"):
+        after_import(f"vllm.v1.worker.{runner}")(patch)
+
+
 def core_is_not_armed() -> None:
     @after_import("saif_vllm.seams")
     def patch(module: Any) -> None:
@@ -76,9 +110,11 @@ SABOTAGE: tuple[Callable[[], None], ...] = (
     import_fails_in_the_engine,
     hook_does_nothing,
     kernel_does_nothing,
+    last_layer_does_nothing,
     hook_goes_quiet,
     model_loads_past_the_seam,
     runner_prepares_otherwise,
+    runner_never_prepares,
     core_is_not_armed,
 )
 {function.__name__: function for function in SABOTAGE}[os.environ["SAIF_TEST_SABOTAGE"]]()
