@@ -85,7 +85,8 @@ def attach(worker: Any, config: SteeringConfig) -> Steering:
         name = f"saif.layers.{layer}"
         context[name] = table
         layers[layer].register_forward_hook(steering_hook(name, streams[layer]))
-    # vLLM sizes the KV cache by what the model is said to take.
+    # vLLM 0.32 sizes a GPU's KV cache by the memory that is free after its profiling run, so after
+    # this, and only prints this number; earlier versions add it up. A CPU's runner has none.
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += steering.nbytes
     logger.info(

@@ -79,15 +79,18 @@ def verify_streams(
 
     owned = [i for i, layer in enumerate(layers) if not isinstance(layer, PPMissingLayer)]
     d_model = vllm_config.model_config.get_hidden_size()
-    with _dummy_forward(runner, vllm_config) as forward:
+    n_tokens = min(_N_TOKENS, runner.max_num_tokens)
+    with _dummy_forward(runner, vllm_config, n_tokens) as forward:
         return {
-            layer: probe(layers[_read_on_this_rank(layers, owned, layer)], forward, d_model)
+            layer: probe(
+                layers[_read_on_this_rank(layers, owned, layer)], forward, d_model, n_tokens
+            )
             for layer in hooked
             if layer in owned
         }
 
 
-def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int) -> Stream:
+def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_tokens: int) -> Stream:
     """How the rest of a model reads the output (a, b) of a decoder layer, or a single tensor a.
 
     Semantics: a and b are replaced by random whole numbers, whose sums are exact in every dtype.
@@ -99,6 +102,8 @@ def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int) -> Stre
         layer: its output is [tokens, d_model] or [1, tokens, d_model] each.
         forward: runs the model once; all that the layer's output may influence, as one tensor.
         d_model: width of the residual stream.
+        n_tokens: of the batch that ``forward`` runs. A layer that returns fewer is one of a model
+            that cuts its stream up over the ranks.
 
     Raises:
         ValueError: neither holds, the output has another structure, or is too noisy to tell.
@@ -111,7 +116,7 @@ def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int) -> Stre
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
             calls.append(1)
-            return _replaced(name, output, d_model, (a, b))
+            return _replaced(name, output, d_model, n_tokens, (a, b))
 
         with layer.register_forward_hook(replace):
             output = forward()
@@ -156,7 +161,7 @@ def _read_on_this_rank(layers: nn.ModuleList, owned: Sequence[int], layer: int) 
     return layer - 1
 
 
-def _replaced(name: str, output: Any, d_model: int, by: tuple[int, int]) -> Any:
+def _replaced(name: str, output: Any, d_model: int, n_tokens: int, by: tuple[int, int]) -> Any:
     """A layer's output with whole numbers for its tensors, each moved by so many times delta."""
     parts = output if isinstance(output, tuple) else (output,)
     tensors = [part for part in parts if part is not None]
@@ -165,10 +170,12 @@ def _replaced(name: str, output: Any, d_model: int, by: tuple[int, int]) -> Any:
         or not 1 <= len(tensors) <= len(parts) <= 2
         or parts[0] is None
         or any(_shape(part) != (_shape(parts[0])[0], d_model) for part in tensors)
+        or _shape(parts[0])[0] < n_tokens  # padding may be behind them
     ):
         raise ValueError(
             f"{name}: expected a decoder layer that returns one or two tensors [tokens, {d_model}],"
-            f" got {_described(output)}; steering does not know this model's structure"
+            f" of all {n_tokens} tokens of a batch, got {_described(output)}; steering does not"
+            " know this model's structure"
         )
     # The same on all ranks.
     generator = torch.Generator().manual_seed(0)
@@ -200,14 +207,13 @@ def _described(output: Any) -> str:
 
 
 @contextmanager
-def _dummy_forward(runner: Any, vllm_config: Any) -> Iterator[Callable[[], Tensor]]:
+def _dummy_forward(runner: Any, vllm_config: Any, n_tokens: int) -> Iterator[Callable[[], Tensor]]:
     """A function that runs a dummy batch, as vLLM's profiling run does, outside torch.compile."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.attention import Attention
 
     # V1 takes no skip_attn: before the KV cache exists it has no attention metadata anyway.
     options = {"skip_attn": True} if hasattr(runner, "model_state") else {}
-    n_tokens = min(_N_TOKENS, runner.max_num_tokens)
     seen: list[Tensor] = []
 
     def keep(output: Any) -> Any:

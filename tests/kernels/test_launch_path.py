@@ -19,58 +19,12 @@ from steering_cases import make_case
 from steps_inputs import random_steps
 from tally_inputs import random_tally, tally_arguments
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from waits import Methods, Ops, described
 
 import saif_kernels.steer as steer
 from saif_kernels import DOSE_PARTS, Tally
 from saif_kernels.steps import prepare_steps_triton
 from saif_kernels.tally import tally_steps_triton
-
-# They hand the host a value, or make a shape of one: ops, by the beginning of their names.
-WAITING_OPS = ("_local_scalar_dense", "is_nonzero", "equal", "_to_copy", "nonzero", "unique")
-WAITING_OPS += ("_unique", "masked_select", "repeat_interleave", "bincount")
-WAITING_METHODS = ("tolist", "numpy", "__array__", "cpu")  # on a CPU no op tells of these
-
-
-class _Ops(TorchDispatchMode):
-    def __init__(self, record: list[object]) -> None:
-        super().__init__()
-        self.record = record
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function.overloadpacket.__name__
-        by_mask = name.startswith("index") and any(
-            isinstance(value, Tensor) and value.dtype == torch.bool
-            for value in tree_flatten(args[1:])[0]
-        )
-        if by_mask or name.startswith(WAITING_OPS):
-            raise AssertionError(f"the host waits for {function}")
-        result = function(*args, **(kwargs or {}))
-        self.record.append((str(function), described((args, kwargs)), described(result)))
-        return result
-
-
-class _Methods(TorchFunctionMode):
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(function, "__name__", "") in WAITING_METHODS:
-            raise AssertionError(f"the host waits for {function}")
-        return function(*args, **(kwargs or {}))
-
-
-def described(values: object) -> list[object]:
-    """Tensors by shape, strides, dtype and device; all else as it is."""
-    return [
-        (value.shape, value.stride(), value.dtype, value.device)
-        if isinstance(value, Tensor)
-        else value
-        for value in tree_flatten(values)[0]
-    ]
 
 
 @contextmanager
@@ -83,8 +37,8 @@ def recorded() -> Iterator[list[object]]:
 
     with (
         mock.patch.object(type(steer._token_kernel), "run", launch),
-        _Methods(),
-        _Ops(record),
+        Methods(),
+        Ops(record),
     ):
         yield record
 

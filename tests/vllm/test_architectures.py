@@ -7,6 +7,7 @@ request alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ import hf_reference
 import pytest
 from engine_job import Job, run, run_in_turn
 from hf_reference import Comparison
-
-from saif_fast.set_dir import SetDirectory
 
 pytestmark = pytest.mark.engine
 
@@ -33,12 +32,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Job,
 
     @cache
     def make(model_type: str) -> tuple[Job, dict[str, Any]]:
-        folder = tmp_path_factory.mktemp(model_type)
-        model, requests = architectures.build(model_type), architectures.requests()
-        model.save_pretrained(folder / "model")
-        sets = architectures.build_sets(model)
-        for name, latent_set in sets.items():
-            latent_set.save(SetDirectory(folder).path(name))
+        requests = architectures.requests()
+        model, sets, job = architectures.save(model_type, tmp_path_factory.mktemp(model_type))
         reference = {
             name: hf_reference.generate(model, sets, asked) for name, asked in requests.items()
         }
@@ -49,20 +44,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Job,
         # Else equality would say nothing.
         same = [name for name in requests if reference[name]["tokens"] == plain[name]["tokens"]]
         assert same == [name for name in requests if requests[name]["extra_args"] is None]
-        backend = model_type in architectures.TRANSFORMERS_BACKEND
-        engine = {
-            "skip_tokenizer_init": True,
-            "max_model_len": 128,
-            "model_impl": "transformers" if backend else "vllm",
-        }
-        job = Job(
-            folder / "model",
-            [list(requests.values())],
-            set_dir=folder,
-            engine=engine,
-            site=["inspect_in_process"],
-        )
-        return job, reference
+        return replace(job, batches=[list(requests.values())]), reference
 
     return make
 
@@ -119,7 +101,7 @@ def test_steered_equals_hugging_face_in_other_modes(
     model_type: str, mode: str, case: Callable[[str], Any]
 ) -> None:
     job, reference = case(model_type)
-    result = run(Job(**{**vars(job), "mode": mode})).check()
+    result = run(replace(job, mode=mode)).check()
     assert result.v2 == mode.startswith("v2")
     assert result.compilation == ("NONE" if mode.endswith("eager") else "VLLM_COMPILE")
     compare(reference, result.batches[0])

@@ -6,6 +6,8 @@ vLLM's key holds the configuration and the traced sources, but no hook; the swit
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,33 +29,82 @@ def start(
     site: Sequence[str] = (),
 ) -> Served:
     asked = [requests[name] for name in NAMES]
-    batch = asked if set_dir else [{**request, "extra_args": None} for request in asked]
+    plain = [{**request, "extra_args": None} for request in asked]
+    batches = [asked] if set_dir else [plain, asked, plain]
     # The plugin is loaded either way: vLLM's key holds VLLM_PLUGINS too, and it must not be that.
     env = {"VLLM_CACHE_ROOT": str(cache), "VLLM_PLUGINS": "saif"}
-    job = Job(model_path(), [batch], "v1-vllm-compile", set_dir, env=env, site=site)
+    job = Job(model_path(), batches, "v1-vllm-compile", set_dir, env=env, site=site)
     return run(job)
 
 
-def compare(served: Served, expected: Mapping[str, Any]) -> None:
+def compare(served: Served, expected: Mapping[str, Any], batch: int = 0) -> None:
     comparison = Comparison()
-    for name, got in zip(NAMES, served.check().batches[0], strict=True):
+    for name, got in zip(NAMES, served.check().batches[batch], strict=True):
         comparison.add(name, expected[name], got)
     comparison.check(most_excused=0)
 
 
+KEYS = """
+import sys
+import saif_vllm
+from vllm import EngineArgs
+
+def key(folder, version=None, **changes):
+    options = saif_vllm.engine_args(folder, **{"layers": [1, 2], **changes})
+    if version is not None:
+        options["additional_config"]["saif"]["version"] = version
+    return EngineArgs(sys.argv[1], **options).create_engine_config().compute_hash()
+
+ours = key(sys.argv[2])
+assert key(sys.argv[3]) == ours
+others = [key(sys.argv[2], layers=[2]), key(sys.argv[2], max_sets=4), key(sys.argv[2], max_dose=1),
+          key(sys.argv[2], version="0.0.0")]
+assert len({ours, *others}) == 5, (ours, others)
+"""
+
+
+def test_the_key_holds_what_is_fixed_at_start_and_not_the_sets(
+    set_dir: Path, tmp_path: Path
+) -> None:
+    # Sets come and go in a directory, and a server's may lie anywhere: neither compiles anew.
+    command = [sys.executable, "-c", KEYS, str(model_path()), str(set_dir), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def first_without(
+    requests: Mapping[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Served]:
+    """A compile cache that an engine without steering has filled, and what that served."""
+    cache = tmp_path_factory.mktemp("first_without")
+    return cache, start(cache, None, requests).check()
+
+
 def test_first_without_then_with_steering(
-    tmp_path: Path,
+    first_without: tuple[Path, Served],
     set_dir: Path,
     requests: Mapping[str, dict[str, Any]],
     reference: Mapping[str, Any],
     plain: Mapping[str, Any],
 ) -> None:
-    compare(start(tmp_path, None, requests), plain)
+    cache, served = first_without
+    compare(served, plain)
     # Should vLLM's key ever miss the switch, the canary sees that the hook is not in the graph.
-    refused = start(tmp_path, set_dir, requests, site=["additional_config_not_hashed"])
+    refused = start(cache, set_dir, requests, site=["additional_config_not_hashed"])
     assert refused.returncode != 0
     assert "start-up canary: layer 1 steered no token" in refused.log
-    compare(start(tmp_path, set_dir, requests), reference)
+    compare(start(cache, set_dir, requests), reference)
+
+
+def test_a_plain_engine_that_has_the_plugin_refuses_to_steer(
+    first_without: tuple[Path, Served], plain: Mapping[str, Any]
+) -> None:
+    _, served = first_without
+    refused = served.batches[1]
+    assert refused["type"] == "SteeringRequestError"  # a ValueError: scenario.py catches no other
+    assert "saif: this engine does not steer; start it with saif_vllm" in refused["error"]
+    compare(served, plain, batch=2)  # and goes on
 
 
 def test_first_with_then_without_then_with_steering(

@@ -27,8 +27,9 @@ BOTH = {"saif": "clamp_middle*0.2 + vector_last*0.2", "saif_scope": "all"}
 LORA = {"lora": "adapter"}
 # So long that no generation comes to its end: then it allows what its characters spell, no more.
 REGEX = {"structured_outputs": {"regex": "[a-z ]{400,500}"}}
-# Greedy; vLLM takes no temperature of 0 with n > 1.
-THREE = {"n": 3, "temperature": 1.0, "top_k": 1}
+# Greedy: vLLM takes no temperature of 0 with n > 1, and Triton's interpreter cannot run V2's kernel
+# for top_k.
+THREE = {"n": 3, "temperature": 1.0, "min_p": 1.0}
 ASKED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
     "plain_lora": (None, LORA),
@@ -65,15 +66,29 @@ def merged(hf_model: Any, adapter_dir: Path) -> Any:
     return adapter.save(hf_model, adapter_dir)
 
 
+@pytest.fixture(
+    scope="module", params=["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)]
+)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def asked(merged: Any, adapter_dir: Path) -> Requests:
+def asked(mode: str, merged: Any, adapter_dir: Path) -> Requests:
     """All over one prompt: what differs, differs for what was asked."""
     prompt = embedded_sets.prompts(1)[0]
     asked: Requests = {}
     for name, (extra_args, more) in ASKED.items():
-        asked[name] = {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, **more}
+        request = {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, **more}
         if "lora" in more:
-            asked[name]["lora"] = str(adapter_dir)
+            request["lora"] = str(adapter_dir)
+        if mode.startswith("v2"):
+            # Triton's interpreter cannot run the kernel by which V2 applies a grammar.
+            if name.endswith("regex"):
+                continue
+            params = more.get("params", {}).items()
+            request["params"] = {key: value for key, value in params if key not in REGEX}
+        asked[name] = request
     return asked
 
 
@@ -96,12 +111,12 @@ def expected(
 
 
 @pytest.fixture(scope="module")
-def served(asked: Requests, set_dir: Path) -> Served:
+def served(mode: str, asked: Requests, set_dir: Path) -> Served:
     # On a CPU vLLM gives requests without an adapter, beside others with one, that of the last
     # place: one more, so that it is empty.
     engine = {"enable_lora": True, "max_lora_rank": adapter.RANK, "max_loras": 2}
     batches = [list(asked.values())]
-    return run(Job(model_path(), batches, set_dir=set_dir, engine=engine)).check()
+    return run(Job(model_path(), batches, mode, set_dir, engine=engine)).check()
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +126,12 @@ def got(served: Served, asked: Requests) -> Requests:
 
 @pytest.mark.parametrize("feature", ["lora", "regex", "three", "all_at_once", ""])
 def test_feature_equals_the_reference(feature: str, expected: Requests, got: Requests) -> None:
+    names = [name for name in got if name.endswith(feature)]
+    if not names:
+        pytest.skip("V2 applies no grammar on a CPU")
     comparison = Comparison()
-    for name in ASKED:
-        if name.endswith(feature):
-            comparison.add(name, expected[name], got[name])
+    for name in names:
+        comparison.add(name, expected[name], got[name])
     comparison.check(most_excused=0)
 
 
@@ -123,11 +140,9 @@ def test_all_of_n_outputs_are_steered(got: Requests) -> None:
         assert [other["tokens"] for other in got[name]["others"]] == [got[name]["tokens"]] * 2
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_logprobs_are_those_of_the_steered_model(
-    name: str, expected: Requests, got: Requests
-) -> None:
-    assert got[name]["logprobs"] == pytest.approx(expected[name]["logprobs"], abs=1e-3)
+def test_logprobs_are_those_of_the_steered_model(expected: Requests, got: Requests) -> None:
+    for name, one in got.items():
+        assert one["logprobs"] == pytest.approx(expected[name]["logprobs"], abs=1e-3), name
 
 
 def test_every_feature_and_every_set_makes_a_difference(expected: Requests) -> None:
@@ -138,7 +153,7 @@ def test_every_feature_and_every_set_makes_a_difference(expected: Requests) -> N
 
 
 def test_reports_of_features(served: Served, asked: Requests, got: Requests) -> None:
-    check_reports(served, [(asked[name], got[name]) for name in ASKED])
+    check_reports(served, [(asked[name], got[name]) for name in asked])
 
 
 @pytest.fixture(scope="module")

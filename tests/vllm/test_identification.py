@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from engine_job import MODES, RANKS_ANYWHERE, environment
 from offered import catalog
 
 from saif_fast.embedded import model_path
@@ -60,6 +62,7 @@ def test_a_row_that_is_not_there_is_refused(value: object, tmp_path: Path) -> No
 
 
 COMPARE = """
+import json
 import sys
 import torch
 from vllm import LLM
@@ -72,7 +75,7 @@ from transformers import AutoModelForCausalLM
 LAYERS = [1, 2]
 steering = saif_vllm.engine_args(sys.argv[2], layers=LAYERS, max_captures=7)
 llm = LLM(sys.argv[1], dtype="float32", max_model_len=256, block_size=32, max_num_seqs=4,
-          max_num_batched_tokens=48, enforce_eager=sys.argv[3] == "eager", **steering)
+          max_num_batched_tokens=48, **json.loads(sys.argv[3]), **steering)
 task = get_task("french")
 pairs = build_pairs(task.identify[:8], [wording.text for wording in task.wordings[:2]])
 tokenizer, plain = llm.get_tokenizer(), ["The black cat sleeps.", "A dog runs in the park."]
@@ -89,20 +92,31 @@ except ValueError as error:
     assert "layer: expected a hooked one (1, 2), got 0" in str(error), error
 else:
     raise SystemExit("a layer that is not hooked was read")
-print("EQUAL", len(pairs.pairs))
+print("EQUAL", "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1")
 """
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_an_engine_keeps_what_transformers_computes(mode: str, tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+@pytest.mark.parametrize(
+    ("mode", "ranks"),
+    [
+        ("v1-eager", {}),
+        ("v1-compiled", {}),
+        pytest.param("v2-eager", {}, marks=pytest.mark.slow),
+        pytest.param("v1-eager", {"tensor_parallel_size": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["v1-eager", "v1-compiled", "v2-eager", "tensor_parallel"],
+)
+def test_an_engine_keeps_what_transformers_computes(
+    mode: str, ranks: dict[str, Any], tmp_path: Path
+) -> None:
+    engine = json.dumps({**MODES[mode]["engine"], **ranks})
     done = subprocess.run(
-        [sys.executable, "-c", COMPARE, str(model_path()), str(tmp_path), mode],
-        env={**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        [sys.executable, "-c", COMPARE, str(model_path()), str(tmp_path), engine],
+        env={**environment(mode), **RANKS_ANYWHERE},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "EQUAL" in done.stdout
+    assert f"EQUAL {mode[:2].upper()}" in done.stdout

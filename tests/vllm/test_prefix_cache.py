@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import architectures
 import embedded_sets
 import hf_reference
 import pytest
+import torch
 from engine_job import Job, run
 from hf_reference import Comparison
 
@@ -68,6 +71,14 @@ CHATS: dict[str, tuple[dict[str, Any], int]] = {
     "steers_the_last_layer": ({"saif": "add_last"}, 192),
     "steers_prompt_and_reply": ({"saif": "vector_middle*0.5", "saif_scope": "all"}, 192),
 }
+# Of a model in which only some layers look further back than their window.
+WINDOWED = (
+    ("everywhere", {"saif": "clamp_middle", "saif_scope": "all"}, 0),
+    ("then_plain", None, 0),
+    ("everywhere_again", {"saif": "clamp_middle", "saif_scope": "all"}, 96),
+    ("plain_again", None, 96),
+    ("generated", {"saif": "clamp_middle"}, 96),
+)
 Chats = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 
 
@@ -143,3 +154,19 @@ def test_the_same_request_gets_the_same_text(names: tuple[str, ...], served: Any
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chats_second_turn(name: str, served: Any) -> None:
     assert served[f"{name}_2"]["cached"] == CHATS[name][1]
+
+
+@pytest.mark.slow
+def test_what_is_reused_where_windows_slide(tmp_path: Path) -> None:
+    model, sets, job = architectures.save("gemma3_text", tmp_path)
+    prompt = (7 * torch.arange(100) % architectures.VOCABULARY).tolist()
+    asked = [
+        {"prompt": prompt, "max_tokens": 12, "extra_args": extra_args}
+        for _, extra_args, _ in WINDOWED
+    ]
+    served = run(replace(job, batches=[[request] for request in asked])).check()
+    comparison = Comparison()
+    for (name, _, cached), request, [got] in zip(WINDOWED, asked, served.batches, strict=True):
+        assert got["cached"] == cached, name
+        comparison.add(name, hf_reference.generate(model, sets, request), got)
+    comparison.check(most_excused=0)

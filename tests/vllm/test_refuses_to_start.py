@@ -71,6 +71,37 @@ def test_a_plugin_that_does_not_reach_the_model(
     assert sentence in served.log
 
 
+def test_a_vllm_that_the_plugin_does_not_know(set_dir: Path) -> None:
+    # A plain engine starts, as test_config.py has it.
+    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif"}
+    env |= {"SAIF_TEST_SABOTAGE": "vllm_is_of_another_version"}
+    served = run(Job(model_path(), engine=FLAGS, site=["sabotage"], env=env))
+    assert served.returncode != 0
+    assert "steering supports vLLM >= 0.24, < 0.34, got 0.99.0" in served.log
+
+
+# What else is refused needs no engine: test_attach.py.
+@pytest.mark.parametrize(
+    ("engine", "env", "feature"),
+    [
+        ({}, {"VLLM_USE_RUST_FRONTEND": "1"}, "the Rust front end (VLLM_USE_RUST_FRONTEND)"),
+        pytest.param(
+            {"kv_sharing_fast_prefill": True},
+            {},
+            "kv_sharing_fast_prefill",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["rust_front_end", "kv_sharing_fast_prefill"],
+)
+def test_a_feature_that_would_steer_wrongly(
+    engine: dict[str, Any], env: dict[str, str], feature: str, set_dir: Path
+) -> None:
+    served = run(Job(model_path(), set_dir=set_dir, engine=engine, env=env))
+    assert served.returncode != 0
+    assert f"{feature}: expected off in an engine that steers, got on" in served.log
+
+
 def test_an_import_that_fails_in_the_engines_processes(set_dir: Path) -> None:
     env = {"SAIF_TEST_SABOTAGE": "import_fails_in_the_engine"}
     served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env, one_process=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_job import Job, run
+from engine_job import RANKS_ANYWHERE, Job, run
 from hf_reference import Comparison
 from reported import check_reports
 
@@ -22,8 +22,6 @@ NGRAM = {
     "prompt_lookup_min": 1,
     "prompt_lookup_max": 3,
 }
-# vLLM would give each rank a NUMA node of its own, which this machine may not have.
-RANKS_ANYWHERE = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @pytest.mark.parametrize("mode", ["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)])

@@ -6,24 +6,25 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from waits import Methods, Ops
 
 from saif_kernels import LatentEdits, RequestRows, SteeringBank, Tally, Window, prepare_steps
 from saif_kernels.rows import copy_to
+from saif_vllm.capture import LastTokenCapture
 from saif_vllm.proof import Proof
 from saif_vllm.request import SetUse, Steered
 from saif_vllm.steering import LayerSteering
 from saif_vllm.step import BatchRequest, StepTables
 
 SLOTS = {"a": 0, "b": 1}
-MAX_REQUESTS, MAX_TOKENS, LAYER = 3, 32, 7
+MAX_REQUESTS, MAX_TOKENS, LAYER, D_MODEL = 3, 32, 7, 4
 NUMBERS = itertools.count()
 
 
-def make_step(warn_dose: float | None = None) -> StepTables:
+def make_step(warn_dose: float | None = None, captures: bool = False) -> StepTables:
     proof = Proof(Tally.allocate(1, MAX_TOKENS, MAX_REQUESTS, "cpu"), [LAYER], warn_dose)
-    return StepTables(RequestRows.allocate(MAX_REQUESTS, 2, "cpu"), proof, MAX_TOKENS)
+    capture = LastTokenCapture(1, 4, D_MODEL, torch.float32, "cpu") if captures else None
+    return StepTables(RequestRows.allocate(MAX_REQUESTS, 2, "cpu"), proof, MAX_TOKENS, capture)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def run(
     lengths = [len(positions) for *_, positions in batch]
     step.begin(
         batch=[request(name, asked, prompt_len) for name, asked, prompt_len, _ in batch],
-        query_start_loc=torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
         positions=torch.tensor([p for *_, positions in batch for p in positions]),
         n_tokens=sum(lengths),
     )
@@ -206,10 +207,12 @@ def test_tables_keep_their_memory(step: StepTables) -> None:
     assert {name: buffer.data_ptr() for name, buffer in step.tensors().items()} == before
 
 
-def layer_steering(step: StepTables, value: float = 1.0) -> LayerSteering:
-    bank = SteeringBank.allocate(4, 2, 1, torch.float32, "cpu")
-    bank.write(0, 0, LatentEdits.empty(4)._replace(vector=torch.full((4,), value)))
-    return LayerSteering(bank, step, 0, None)
+def layer_steering(
+    step: StepTables, value: float = 1.0, max_dose: float | None = None
+) -> LayerSteering:
+    bank = SteeringBank.allocate(D_MODEL, 2, 1, torch.float32, "cpu")
+    bank.write(0, 0, LatentEdits.empty(D_MODEL)._replace(vector=torch.full((D_MODEL,), value)))
+    return LayerSteering(bank, step, 0, max_dose)
 
 
 def test_a_layer_steers_and_leaves_evidence(step: StepTables) -> None:
@@ -268,45 +271,42 @@ def test_the_report_says_what_was_done(step: StepTables) -> None:
     assert first.window_reached and not last.window_reached
 
 
-class Opaque(TorchDispatchMode):
-    """Notes each torch op with the shapes it makes; our own ops are not looked into."""
+def record_of_a_step(
+    others: tuple[Mapping[str, object] | None, ...], captures: bool, max_dose: float | None
+) -> list[object]:
+    """The ops of a step whose batch is that of the step before; fails where any step waits."""
+    step = make_step(warn_dose=0.5, captures=captures)
+    layer, hidden = layer_steering(step, max_dose=max_dose), torch.zeros(8, D_MODEL)
+    asked = [A, *others, *([{"saif": Steered((), Window(), capture=3)}] if captures else [])]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.record: list[object] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = function.overloadpacket.__name__
-        moved = name == "_to_copy" and (kwargs or {}).get("device") is not None
-        assert not (moved or name.startswith(WAITING)), f"the host waits for {function}"
-        result = function(*args, **(kwargs or {}))
-        shapes = [x.shape for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-        self.record.append((str(function), shapes))
-        return result
-
-
-WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "unique", "masked_select")
-
-
-def test_a_step_waits_for_nothing_and_no_shape_depends_on_who_is_steered() -> None:
-    # In a CUDA graph a captured shape stays; and a host that waits loses its lead on the device.
-    records = []
-    for others in (None, B), (A, B), (BOTH, None):
-        step = make_step()
-        layer, hidden = layer_steering(step), torch.zeros(8, 4)
-        x, *rest = ("x", A, 2), *(("y", other, 1) for other in others)
-        run(step, (*x, range(2)), *((*y, range(1)) for y in rest), forward=False)
-        layer.steer(hidden, None)
-        step.finish()
-        with Opaque() as seen:
-            run(step, (*x, range(2, 3)), *((*y, range(1, 2)) for y in rest), forward=False)
+    def forward(position: int, n_requests: int) -> list[object]:
+        positions = range(position, position + 1)
+        batch = [(str(i), x, 1, positions) for i, x in enumerate(asked[:n_requests])]
+        ops: list[object] = []
+        with Methods([step.proof._flags._host]), Ops(ops):
+            run(step, *batch, forward=False)
             layer.steer(hidden, hidden)
             step.finish()
-        records.append(seen.record)
-    assert records[0] == records[1] == records[2]
-    assert sum("saif" in str(op) for op, _ in records[0]) == 3  # prepare, steer, tally
+        return ops
+
+    forward(0, len(asked))
+    record = forward(1, len(asked))
+    forward(2, 1)  # the others have left
+    return record
+
+
+@pytest.mark.parametrize("max_dose", [None, 0.1], ids=["no_cap", "cap"])
+@pytest.mark.parametrize("captures", [False, True], ids=["no_capture", "capture"])
+def test_a_step_waits_for_nothing_and_no_shape_depends_on_who_is_steered(
+    captures: bool, max_dose: float | None
+) -> None:
+    # In a CUDA graph a captured shape stays; and a host that waits loses its lead on the device.
+    first, *others = (
+        record_of_a_step(batch, captures, max_dose) for batch in ((None, B), (A, B), (BOTH, None))
+    )
+    assert all(record == first for record in others)
+    ops = [str(op) for op, *_ in first]
+    assert sum("saif" in op for op in ops) == 3  # prepare, steer, tally
 
 
 def test_a_high_dose_is_warned_of_once_a_request(caplog: pytest.LogCaptureFixture) -> None:

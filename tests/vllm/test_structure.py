@@ -47,7 +47,7 @@ class Model(nn.Module):
 def probed(model: Model, layer: int, x: Tensor | None = None) -> Stream:
     x = torch.randn(N_TOKENS, D_MODEL) if x is None else x
     with torch.no_grad():
-        return probe(model.layers[layer], lambda: model(x).float().flatten(), D_MODEL)
+        return probe(model.layers[layer], lambda: model(x).float().flatten(), D_MODEL, N_TOKENS)
 
 
 KNOWN: dict[str, tuple[Returns, Callable[[Any], Tensor], Stream]] = {
@@ -100,6 +100,12 @@ UNKNOWN: dict[str, tuple[Returns, Callable[[Any], Tensor], str]] = {
         lambda out: out[0],
         "got \\[2, 8, 16\\]",
     ),
+    # Sequence parallelism: another rank has the other half.
+    "half_of_the_batch": (
+        lambda change, x: (change[: N_TOKENS // 2], x[: N_TOKENS // 2]),
+        lambda out: (out[0] + out[1]).repeat(2, 1),
+        "all 8 tokens of a batch, got \\(\\[4, 16\\], \\[4, 16\\]\\)",
+    ),
     "none_first": (lambda change, x: (None, x + change), lambda out: out[1], "got \\(NoneType,"),
     "not_a_number": (lambda change, x: x + change, lambda out: out * torch.nan, "change of nan"),
 }
@@ -133,7 +139,7 @@ def test_a_layer_that_does_not_run_once_is_refused(times: int) -> None:
         return y
 
     with pytest.raises(ValueError, match=f"runs once a forward, got {times} runs"):
-        probe(model.layers[0], forward, D_MODEL)
+        probe(model.layers[0], forward, D_MODEL, N_TOKENS)
 
 
 class Rank(nn.Module):

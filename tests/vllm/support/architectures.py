@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from embedded_sets import save_sets
+from engine_job import Job
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from saif_fast.edits import Edit
@@ -103,6 +106,25 @@ def build_sets(model: Any) -> dict[str, LatentSet]:
         ),
         "clamp_last": edited(LAST, f"clamp:{norm[LAST]:.3f}"),
     }
+
+
+def save(model_type: str, folder: Path) -> tuple[Any, dict[str, LatentSet], Job]:
+    """A model and its sets, written to ``folder``, and the engine's job, without batches."""
+    model = build(model_type)
+    model.save_pretrained(folder / "model")
+    sets = build_sets(model)
+    engine = {
+        "skip_tokenizer_init": True,
+        "max_model_len": SHAPE["max_position_embeddings"],
+        "model_impl": "transformers" if model_type in TRANSFORMERS_BACKEND else "vllm",
+    }
+    job = Job(
+        folder / "model",
+        set_dir=save_sets(sets, folder),
+        engine=engine,
+        site=["inspect_in_process"],
+    )
+    return model, sets, job
 
 
 def requests() -> dict[str, dict[str, Any]]:

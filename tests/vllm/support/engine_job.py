@@ -24,7 +24,8 @@ MODES: dict[str, dict[str, Any]] = {
         "site": ("v2_on_cpu", "vllm_compile_on_cpu"),
     },
 }
-
+# vLLM would give each rank a NUMA node of its own, which this machine may not have.
+RANKS_ANYWHERE = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 Batch = Sequence[Mapping[str, Any]]
 
@@ -98,13 +99,7 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
     first = jobs[0]
     shared = [(job.mode, job.set_dir is None, job.env, job.site, job.one_process) for job in jobs]
     assert all(one == shared[0] for one in shared)
-    sites = (*MODES[first.mode].get("site", ()), *first.site)
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(SUPPORT / "site"), env.get("PYTHONPATH")])
-    )
-    env["SAIF_TEST_SITE"] = " ".join(sites)
-    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if first.one_process else "1"
+    env = environment(first.mode, first.site, first.one_process)
     if first.set_dir is None:
         env["VLLM_PLUGINS"] = "none"
     env |= first.env
@@ -139,6 +134,17 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
         )
         for result in results
     ]
+
+
+def environment(mode: str, site: Sequence[str] = (), one_process: bool = True) -> dict[str, str]:
+    """Of a subprocess with an engine of this mode; see :class:`Job`."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(SUPPORT / "site"), env.get("PYTHONPATH")])
+    )
+    env["SAIF_TEST_SITE"] = " ".join((*MODES[mode].get("site", ()), *site))
+    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if one_process else "1"
+    return env
 
 
 def _content(job: Job) -> dict[str, Any]:

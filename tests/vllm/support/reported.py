@@ -49,4 +49,6 @@ def check_reports(
         least = planned(request, got["cached"])
         beyond = planned({**request, "max_tokens": request["max_tokens"] + drafts}, got["cached"])
         assert least <= report["planned"] <= beyond, (request["extra_args"], report)
-        assert any(dose["max"] >= dose["mean"] > 0 for dose in report["dose"].values()) or not least
+        # A sum of equal doses is rounded, and so may their mean be, upwards.
+        doses = [(dose["max"], dose["mean"]) for dose in report["dose"].values()]
+        assert any((1 + 1e-5) * most >= mean > 0 for most, mean in doses) or not least, report

@@ -100,6 +100,12 @@ def runner_never_prepares() -> None:
         after_import(f"vllm.v1.worker.{runner}")(patch)
 
 
+def vllm_is_of_another_version() -> None:
+    @after_import("vllm.version")
+    def patch(module: Any) -> None:
+        module.__version__, module.__version_tuple__ = "0.99.0", (0, 99, 0)
+
+
 def core_is_not_armed() -> None:
     @after_import("saif_vllm.seams")
     def patch(module: Any) -> None:
@@ -115,6 +121,7 @@ SABOTAGE: tuple[Callable[[], None], ...] = (
     model_loads_past_the_seam,
     runner_prepares_otherwise,
     runner_never_prepares,
+    vllm_is_of_another_version,
     core_is_not_armed,
 )
 {function.__name__: function for function in SABOTAGE}[os.environ["SAIF_TEST_SABOTAGE"]]()
