@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saif_kernels.rows import copy_to
 
@@ -19,13 +19,13 @@ class Wanted(NamedTuple):
     last_position: int  # of its prompt
 
 
-class LastTokenCapture(nn.Module):
+class LastTokenCapture:
     """A store of residuals, filled in every step by an op that does not depend on the batch.
 
     Args:
         n_layers: hooked layers of this worker.
         n_rows: residuals that can be kept at a time.
-        d_model, dtype: of the model.
+        d_model, dtype, device: of the model.
     """
 
     def __init__(
@@ -36,14 +36,15 @@ class LastTokenCapture(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        super().__init__()
-        self.register_buffer("store", None, persistent=False)
-        self.register_buffer("token", None, persistent=False)
-        self.store: Tensor = torch.zeros(n_layers, n_rows, d_model, dtype=dtype, device=device)
+        self.store = torch.zeros(n_layers, n_rows, d_model, dtype=dtype, device=device)
         # Of the current step, for each row of the store; -1: the row is left as it is.
-        self.token: Tensor = torch.full((n_rows,), -1, device=device)
+        self.token = torch.full((n_rows,), -1, device=device)
         self._wanted = torch.empty(3, 0, dtype=torch.int64, device=device)
         self._filled = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is allocated at start and keeps its memory, by name."""
+        return {"store": self.store, "token": self.token}
 
     def assign(self, wanted: Sequence[Wanted]) -> None:
         """What a new batch wants kept."""

@@ -69,7 +69,7 @@ class StepTables:
             "token_row": self.token_row,
             "token_scale": self.token_scale,
         }
-        captured = {} if self.capture is None else dict(self.capture.named_buffers())
+        captured = {} if self.capture is None else self.capture.tensors()
         return own | self.proof.tensors() | captured
 
     def begin(

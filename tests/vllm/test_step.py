@@ -272,12 +272,12 @@ def test_the_report_says_what_was_done(step: StepTables) -> None:
 
 
 def record_of_a_step(
-    others: tuple[Mapping[str, object] | None, ...], captures: bool, max_dose: float | None
+    others: tuple[Steered | None, ...], captures: bool, max_dose: float | None
 ) -> list[object]:
     """The ops of a step whose batch is that of the step before; fails where any step waits."""
     step = make_step(warn_dose=0.5, captures=captures)
     layer, hidden = layer_steering(step, max_dose=max_dose), torch.zeros(8, D_MODEL)
-    asked = [A, *others, *([{"saif": Steered((), Window(), capture=3)}] if captures else [])]
+    asked = [A, *others, *([Steered((), Window(), capture=3)] if captures else [])]
 
     def forward(position: int, n_requests: int) -> list[object]:
         positions = range(position, position + 1)
