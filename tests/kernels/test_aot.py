@@ -29,7 +29,10 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+SLOW = [pytest.param(target, marks=pytest.mark.slow) for target in ("sm_80", "sm_100")]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942", *SLOW])
 def test_no_kernel_spills_or_loads_rows_in_pieces_or_lacks_matrix_instructions(target: str) -> None:
     report = run("kernels_report.py", "--check", "--targets", target)
     assert report.returncode == 0, report.stdout + report.stderr

@@ -90,7 +90,7 @@ def test_steered_equals_hugging_face(
 @pytest.mark.parametrize(
     ("model_type", "mode"),
     [
-        ("gpt_neox", "v1-vllm-compile"),
+        pytest.param("gpt_neox", "v1-vllm-compile", marks=slow),
         pytest.param("cohere", "v1-vllm-compile", marks=slow),
         pytest.param("cohere", "v2-eager", marks=slow),
         pytest.param("gpt_neox", "v2-eager", marks=slow),

@@ -72,48 +72,50 @@ def test_the_key_holds_what_is_fixed_at_start_and_not_the_sets(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def first_without(
-    requests: Mapping[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Served]:
-    """A compile cache that an engine without steering has filled, and what that served."""
-    cache = tmp_path_factory.mktemp("first_without")
-    return cache, start(cache, None, requests).check()
-
-
+@pytest.mark.slow
 def test_first_without_then_with_steering(
-    first_without: tuple[Path, Served],
-    set_dir: Path,
-    requests: Mapping[str, dict[str, Any]],
-    reference: Mapping[str, Any],
-    plain: Mapping[str, Any],
-) -> None:
-    cache, served = first_without
-    compare(served, plain)
-    # Should vLLM's key ever miss the switch, the canary sees that the hook is not in the graph.
-    refused = start(cache, set_dir, requests, site=["additional_config_not_hashed"])
-    assert refused.returncode != 0
-    assert "start-up canary: layer 1 steered no token" in refused.log
-    compare(start(cache, set_dir, requests), reference)
-
-
-def test_a_plain_engine_that_has_the_plugin_refuses_to_steer(
-    first_without: tuple[Path, Served], plain: Mapping[str, Any]
-) -> None:
-    _, served = first_without
-    refused = served.batches[1]
-    assert refused["type"] == "SteeringRequestError"  # a ValueError: scenario.py catches no other
-    assert "saif: this engine does not steer; start it with saif_vllm" in refused["error"]
-    compare(served, plain, batch=2)  # and goes on
-
-
-def test_first_with_then_without_then_with_steering(
     tmp_path: Path,
     set_dir: Path,
     requests: Mapping[str, dict[str, Any]],
     reference: Mapping[str, Any],
     plain: Mapping[str, Any],
 ) -> None:
-    compare(start(tmp_path, set_dir, requests), reference)
     compare(start(tmp_path, None, requests), plain)
-    compare(start(tmp_path, set_dir, requests), reference)  # a graph out of the cache
+    # Should vLLM's key ever miss the switch, the canary sees that the hook is not in the graph.
+    refused = start(tmp_path, set_dir, requests, site=["additional_config_not_hashed"])
+    assert refused.returncode != 0
+    assert "start-up canary: layer 1 steered no token" in refused.log
+    compare(start(tmp_path, set_dir, requests), reference)
+
+
+@pytest.fixture(scope="module")
+def first_with(
+    set_dir: Path, requests: Mapping[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Served, Served]:
+    """A compile cache, what an engine with steering served that filled it, and one without next."""
+    cache = tmp_path_factory.mktemp("first_with")
+    with_steering = start(cache, set_dir, requests).check()
+    return cache, with_steering, start(cache, None, requests).check()
+
+
+def test_first_with_then_without_then_with_steering(
+    first_with: tuple[Path, Served, Served],
+    set_dir: Path,
+    requests: Mapping[str, dict[str, Any]],
+    reference: Mapping[str, Any],
+    plain: Mapping[str, Any],
+) -> None:
+    cache, with_steering, without = first_with
+    compare(with_steering, reference)
+    compare(without, plain)
+    compare(start(cache, set_dir, requests), reference)  # a graph out of the cache
+
+
+def test_a_plain_engine_that_has_the_plugin_refuses_to_steer(
+    first_with: tuple[Path, Served, Served], plain: Mapping[str, Any]
+) -> None:
+    _, _, without = first_with
+    refused = without.batches[1]
+    assert refused["type"] == "SteeringRequestError"  # a ValueError: scenario.py catches no other
+    assert "saif: this engine does not steer; start it with saif_vllm" in refused["error"]
+    compare(without, plain, batch=2)  # and goes on
