@@ -66,29 +66,15 @@ def merged(hf_model: Any, adapter_dir: Path) -> Any:
     return adapter.save(hf_model, adapter_dir)
 
 
-@pytest.fixture(
-    scope="module", params=["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)]
-)
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def asked(mode: str, merged: Any, adapter_dir: Path) -> Requests:
+def asked(merged: Any, adapter_dir: Path) -> Requests:
     """All over one prompt: what differs, differs for what was asked."""
     prompt = embedded_sets.prompts(1)[0]
     asked: Requests = {}
     for name, (extra_args, more) in ASKED.items():
-        request = {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, **more}
+        asked[name] = {"prompt": prompt, "max_tokens": 16, "extra_args": extra_args, **more}
         if "lora" in more:
-            request["lora"] = str(adapter_dir)
-        if mode.startswith("v2"):
-            # Triton's interpreter cannot run the kernel by which V2 applies a grammar.
-            if name.endswith("regex"):
-                continue
-            params = more.get("params", {}).items()
-            request["params"] = {key: value for key, value in params if key not in REGEX}
-        asked[name] = request
+            asked[name]["lora"] = str(adapter_dir)
     return asked
 
 
@@ -110,13 +96,15 @@ def expected(
     return expected
 
 
-@pytest.fixture(scope="module")
-def served(mode: str, asked: Requests, set_dir: Path) -> Served:
+@pytest.fixture(
+    scope="module", params=["v1-eager", pytest.param("v2-eager", marks=pytest.mark.slow)]
+)
+def served(request: pytest.FixtureRequest, asked: Requests, set_dir: Path) -> Served:
     # On a CPU vLLM gives requests without an adapter, beside others with one, that of the last
     # place: one more, so that it is empty.
     engine = {"enable_lora": True, "max_lora_rank": adapter.RANK, "max_loras": 2}
     batches = [list(asked.values())]
-    return run(Job(model_path(), batches, mode, set_dir, engine=engine)).check()
+    return run(Job(model_path(), batches, request.param, set_dir, engine=engine)).check()
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +114,10 @@ def got(served: Served, asked: Requests) -> Requests:
 
 @pytest.mark.parametrize("feature", ["lora", "regex", "three", "all_at_once", ""])
 def test_feature_equals_the_reference(feature: str, expected: Requests, got: Requests) -> None:
-    names = [name for name in got if name.endswith(feature)]
-    if not names:
-        pytest.skip("V2 applies no grammar on a CPU")
     comparison = Comparison()
-    for name in names:
-        comparison.add(name, expected[name], got[name])
+    for name in ASKED:
+        if name.endswith(feature):
+            comparison.add(name, expected[name], got[name])
     comparison.check(most_excused=0)
 
 
@@ -153,7 +139,7 @@ def test_every_feature_and_every_set_makes_a_difference(expected: Requests) -> N
 
 
 def test_reports_of_features(served: Served, asked: Requests, got: Requests) -> None:
-    check_reports(served, [(asked[name], got[name]) for name in asked])
+    check_reports(served, [(asked[name], got[name]) for name in ASKED])
 
 
 @pytest.fixture(scope="module")

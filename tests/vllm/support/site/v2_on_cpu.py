@@ -48,6 +48,24 @@ def add_cpu(module: Any) -> None:
     module.backends["cpu"] = SimpleNamespace(driver=Driver, compiler=compiler)
 
 
+@after_import("triton.runtime.interpreter")
+def masks_are_bool(module: Any) -> None:
+    # The interpreter computes some masks as integers, and then takes none but bool: those of V2's
+    # grammar and n-gram kernels.
+    builder = module.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def as_bool(mask: Any) -> Any:
+        return module.TensorHandle(mask.data.astype(bool), module.tl.int1)
+
+    builder.create_masked_load = lambda self, ptrs, mask, *others: load(
+        self, ptrs, as_bool(mask), *others
+    )
+    builder.create_masked_store = lambda self, ptrs, value, mask, *others: store(
+        self, ptrs, value, as_bool(mask), *others
+    )
+
+
 @after_import("vllm.v1.attention.backends.cpu_attn")
 def zero_without_metadata(module: Any) -> None:
     # A warm-up has no attention metadata. GPU backends then return zeros, the CPU's what the memory
