@@ -82,27 +82,6 @@ def zero_without_metadata(module: Any) -> None:
     backend.forward = forward
 
 
-@after_import("triton.runtime.interpreter")
-def masks_need_not_be_bool(module: Any) -> None:
-    # As a compiler has it; vLLM's n-gram speculator masks by integers of 0 and 1.
-    builder = module.InterpreterBuilder
-    load, store = builder.create_masked_load, builder.create_masked_store
-
-    def as_bool(mask: Any) -> Any:
-        return SimpleNamespace(data=mask.data.astype(bool))
-
-    def create_masked_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
-        return load(self, ptrs, as_bool(mask), *args)
-
-    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
-        return store(self, ptrs, value, as_bool(mask), *args)
-
-    builder.create_masked_load, builder.create_masked_store = (
-        create_masked_load,
-        create_masked_store,
-    )
-
-
 @after_import("vllm.v1.sample.ops.topk_topp_sampler")
 def top_k_by_torch(module: Any) -> None:
     # Its Triton kernel calls methods of what is a Python number in the interpreter.
