@@ -27,8 +27,7 @@ BOTH = {"saif": "clamp_middle*0.2 + vector_last*0.2", "saif_scope": "all"}
 LORA = {"lora": "adapter"}
 # So long that no generation comes to its end: then it allows what its characters spell, no more.
 REGEX = {"structured_outputs": {"regex": "[a-z ]{400,500}"}}
-# Greedy: vLLM takes no temperature of 0 with n > 1, and Triton's interpreter cannot run V2's kernel
-# for top_k.
+# Greedy: vLLM takes no temperature of 0 with n > 1.
 THREE = {"n": 3, "temperature": 1.0, "min_p": 1.0}
 ASKED: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
