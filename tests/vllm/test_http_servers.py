@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from hf_reference import Comparison
@@ -72,6 +73,10 @@ def test_a_server_that_is_started_otherwise_is_guarded_too(
                 got = {"tokens": answer.choices[0].token_ids}  # type: ignore[attr-defined]
                 comparison.add("scale_last", reference["scale_last"], got)
                 comparison.check()
+        for _ in range(4):  # from either process: the engine's count, and those of both front ends
+            text = httpx.get(f"{address}/metrics").text
+            assert f"saif:tokens_steered_total {8.0 * asked['max_tokens']}\n" in text
+            assert 'saif:requests_total{set="scale_last"} 8.0\n' in text
 
 
 def test_a_server_that_cannot_start_says_why() -> None:
