@@ -122,8 +122,8 @@ def bad_set_dirs(
         "hidden size": (folder("hidden", a=vector(32, 2, n_layers)), "hidden size 32"),
         "layer count": (folder("layers", a=vector(d_model, 2, 4)), "4 layers"),
         "layer not hooked": (folder("unhooked", a=vector(d_model, 0, n_layers)), "a hooked layer"),
-        "truncated": (folder("truncated", a=whole[:-40]), "a.safetensors: not a complete"),
-        "not safetensors": (folder("text", a=b"hello, world: a set"), "a.safetensors"),
-        "pickle": (folder("pickle", a=pickle.dumps({"vector": [1.0]})), "a.safetensors"),
+        "truncated": (folder("truncated", a=whole[:-40]), "set 'a': not a complete"),
+        "not safetensors": (folder("text", a=b"hello, world: a set"), "set 'a': not a"),
+        "pickle": (folder("pickle", a=pickle.dumps({"vector": [1.0]})), "set 'a': not a"),
         "too many latents": (folder("latents", a=good), "expected at most 4 live latents, got 8"),
     }
