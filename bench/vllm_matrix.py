@@ -108,7 +108,6 @@ ATTRIBUTES = (
     *(Attribute(_V1, "GPUModelRunner", name) for name in ("query_start_loc", "positions")),
     *(Attribute(_V1, "GPUModelRunner", name) for name in ("requests", "uniform_decode_query_len")),
     Attribute("vllm.v1.core.sched.output", "NewRequestData", "prompt_embeds"),
-    Attribute("vllm.v1.worker.gpu.states", "RequestState", "req_id_to_index"),
     *(
         Attribute("vllm.v1.worker.gpu.input_batch", "InputBatch", name)
         for name in ("req_ids", "num_reqs", "num_tokens_after_padding", "query_start_loc")

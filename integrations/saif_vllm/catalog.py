@@ -119,7 +119,7 @@ class SetCatalog(Collection[str]):
         """Whether the file of this name still holds this content."""
         try:
             return self[name].latent_set.content_hash == content_hash
-        except ValueError:
+        except (ValueError, OSError):  # asked in the core's main loop, which has to go on
             return False
 
 

@@ -95,10 +95,12 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
 
     def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
         result = original_prepare(input_batch, req_states)
-        # Only a dummy batch has ids that the runner does not know.
-        if all(name in req_states.req_id_to_index for name in input_batch.req_ids):
+        # Only a dummy batch has ids that were never added. (With some of them in a real one, the
+        # step is not begun, and finish() stops the engine.)
+        batch = [found for name in input_batch.req_ids if (found := requests.get(name)) is not None]
+        if len(batch) == len(input_batch.req_ids):
             step.begin(
-                batch=[requests[name] for name in input_batch.req_ids],
+                batch=batch,
                 query_start_loc=input_batch.query_start_loc[: input_batch.num_reqs + 1],
                 positions=input_batch.positions,
                 n_tokens=input_batch.num_tokens_after_padding,

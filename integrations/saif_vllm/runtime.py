@@ -22,7 +22,8 @@ class VllmRuntime:
     """``saif_fast.runtime.Runtime`` on vLLM.
 
     Of a mapping, the sets are those there are when the engine starts; capacities grow with them. A
-    directory is read as requests come in.
+    directory is read as requests come in; one that is empty at the start makes an engine that does
+    not steer.
 
     Args:
         model: a directory or a hub name.

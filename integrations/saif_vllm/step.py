@@ -6,7 +6,6 @@ All are allocated once and filled in place, since a CUDA graph keeps the pointer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +73,7 @@ class StepTables:
 
     def begin(
         self,
-        batch: Iterable[BatchRequest],
+        batch: list[BatchRequest],
         query_start_loc: Tensor,
         positions: Tensor,
         n_tokens: int,
@@ -82,13 +81,12 @@ class StepTables:
         """Fill the token tables before a forward: two launches, none where nothing is steered.
 
         Args:
-            batch: requests in batch order.
+            batch: requests in batch order; a list that nobody changes afterwards.
             query_start_loc: [requests + 1] int32 on the device.
             positions: [>= query_start_loc[-1]] int32 or int64 on the device.
             n_tokens: an upper bound of the batch's tokens; padding beyond is never steered.
         """
         self._begun = True
-        batch = list(batch)
         # A decode step mostly has the batch of the step before.
         moved = batch != self._batch
         if moved:
