@@ -164,7 +164,6 @@ def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
     arm_runner(runner, step)  # type: ignore[arg-type]
     for name in "xy":
         state.add_request(0, new_request(name, params(name)))
-    known = SimpleNamespace(req_id_to_index={"x": 0, "y": 1})
     batch = SimpleNamespace(
         req_ids=["y", "x"],
         query_start_loc=TABLE,
@@ -172,11 +171,11 @@ def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
         num_reqs=2,
         num_tokens_after_padding=8,
     )
-    state.prepare_inputs(batch, known)
-    state.prepare_inputs(SimpleNamespace(req_ids=["dummy_0"]), known)
+    state.prepare_inputs(batch, None)
+    state.prepare_inputs(SimpleNamespace(req_ids=["dummy_0"]), None)
     state.remove_request("y")
     state.add_request(1, new_request("y", None))
-    state.prepare_inputs(batch, known)
+    state.prepare_inputs(batch, None)
     first, second = (call["batch"] for call in step.calls)
     assert [request.steered.request_id for request in first] == ["y", "x"]
     assert first[0].prompt_len == 3
