@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,12 +23,22 @@ def report(llm: Any) -> list[RequestReport]:
     for found in (request for rank in ranks for request in rank):
         known = merged.get(found.admission, found)
         # Tensor-parallel ranks say the same, pipeline ranks speak of their own layers.
-        merged[found.admission] = msgspec.structs.replace(
-            known,
-            steered=min(known.steered, found.steered),
-            dose={**known.dose, **found.dose},
-        )
+        merged[found.admission] = _merged(known, found)
     return [merged[number] for number in sorted(merged)]
+
+
+_Counted = TypeVar("_Counted", RequestReport, Totals)
+
+
+def _merged(one: _Counted, other: _Counted) -> _Counted:
+    """What two ranks say of the same tokens."""
+    return msgspec.structs.replace(
+        one,
+        steered=min(one.steered, other.steered),
+        shortened=max(one.shortened, other.shortened),
+        nonfinite=max(one.nonfinite, other.nonfinite),
+        dose={**one.dose, **other.dose},
+    )
 
 
 async def totals(engine_client: Any) -> Totals:
@@ -40,9 +50,5 @@ async def totals(engine_client: Any) -> Totals:
     # A pipeline rank that has no hooked layer counts nothing.
     first, *others = (found for found in ranks if found.dose)
     for found in others:
-        first = Totals(
-            planned=first.planned,
-            steered=min(first.steered, found.steered),
-            dose={**first.dose, **found.dose},
-        )
+        first = _merged(first, found)
     return first

@@ -48,6 +48,11 @@ class Steered(msgspec.Struct, frozen=True):
     admission: int = -1
 
 
+def spelled(steered: Steered) -> str:
+    """Sets and strengths as a user writes them."""
+    return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)
+
+
 class Parsed(NamedTuple):
     """What a user's ``extra_args`` ask for."""
 

@@ -59,15 +59,28 @@ SEND_ERROR = Seam(
     "_send_error_outputs_to_client",
     ("self", "req_ids", "client_index"),
 )
-FREE_REQUEST = Seam(
-    "vllm.v1.core.sched.scheduler", "Scheduler", "_free_request", ("self", "request")
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+FREE_REQUEST = Seam(_SCHEDULER, "Scheduler", "_free_request", ("self", "request"))
+# And what a step made of the requests, some of which end here with an error.
+UPDATE = Seam(
+    _SCHEDULER,
+    "Scheduler",
+    "update_from_output",
+    ("self", "scheduler_output", "model_runner_output"),
 )
+FINISH_REQUESTS = Seam(
+    _SCHEDULER, "Scheduler", "finish_requests", ("self", "request_ids", "finished_status")
+)
+_KV_CACHE = "vllm.v1.core.kv_cache_manager"
+BLOCKS_OF = Seam(_KV_CACHE, "KVCacheManager", "get_block_ids", ("self", "request_id"))
+EVICT_BLOCKS = Seam(_KV_CACHE, "KVCacheManager", "evict_blocks", ("self", "block_ids"))
 # Worker: the model.
 LOAD_MODEL = Seam("vllm.v1.worker.gpu_worker", "Worker", "load_model", ("self",))
 # Model runners, V1 and V2: each step, before its forward and after it.
 V1_PREPARE = Seam(
     _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
 )
+V1_SAMPLE = Seam(_V1, "GPUModelRunner", "sample_tokens", ("self", "grammar_output"))
 V1_EXECUTE = Seam(_V1, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 _DUMMY = ("uniform_decode", "skip_eplb", "is_profile")
 V1_DUMMY_RUN = Seam(
@@ -76,6 +89,7 @@ V1_DUMMY_RUN = Seam(
 V2_ADD = Seam(_V2_STATE, "ModelState", "add_request", ("self", "req_index", "new_req_data"))
 V2_REMOVE = Seam(_V2_STATE, "ModelState", "remove_request", ("self", "req_id"))
 V2_PREPARE = Seam(_V2_STATE, "ModelState", "prepare_inputs", ("self", "input_batch", "req_states"))
+V2_SAMPLE = Seam(_V2, "GPUModelRunner", "sample_tokens", ("self", "grammar_output"))
 V2_EXECUTE = Seam(_V2, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 V2_DUMMY_RUN = Seam(
     _V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"), (*_DUMMY, "skip_attn")
@@ -105,7 +119,9 @@ def arm() -> None:
     _wrap(ADD_REQUEST, _add_request)
     _wrap(ABORT_REQUESTS, _abort_requests)
     _wrap(FREE_REQUEST, _free_request)
-    SEND_ERROR.check(_owner(SEND_ERROR))
+    _wrap(UPDATE, _update_from_output)
+    for seam in (SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS):
+        seam.check(_owner(seam))
 
 
 def arm_server() -> None:
@@ -270,7 +286,9 @@ def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
         rpc = self.model_executor.collective_rpc
         rpc("saif_check_start")
         self.saif = Admission(
-            SetCatalog.of(vllm_config, config), lambda *loaded: rpc("saif_write", args=loaded)
+            SetCatalog.of(vllm_config, config),
+            write=lambda *loaded: rpc("saif_write", args=loaded),
+            scrub=lambda: rpc("saif_scrub"),
         )
         self.saif.preload()
     return result
@@ -288,6 +306,7 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
         # The scheduler has it as an attribute from vLLM 0.26 on.
         block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
         self.request_block_hasher = SteeredHasher(hasher, block_size)
+    self.scheduler.saif = self.saif  # it ends requests whose tokens are not finite
     admitted = self.saif.admit(request)
     result = original(self, request)
     result[0].saif = admitted
@@ -329,6 +348,17 @@ def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: 
     if admitted is not None:
         admitted.release()
     return result
+
+
+def _update_from_output(
+    original: Any, self: Any, scheduler_output: Any, model_runner_output: Any
+) -> Any:
+    from saif_vllm.nonfinite import end_requests, error_outputs
+
+    found = getattr(model_runner_output, "saif_nonfinite", ())
+    ended = end_requests(self, scheduler_output, found) if found else []
+    outputs = original(self, scheduler_output, model_runner_output)
+    return error_outputs(outputs, ended) if ended else outputs
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:

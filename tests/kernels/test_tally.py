@@ -127,7 +127,9 @@ def test_a_change_of_zero_has_dose_zero(op: Op) -> None:
 
 @either
 @pytest.mark.parametrize(
-    "dose", [(math.inf, math.inf), (math.nan, math.nan), (4.0, 0.0)], ids=["inf", "nan", "no-stream"]
+    "dose",
+    [(math.inf, math.inf), (math.nan, math.nan), (4.0, 0.0)],
+    ids=["inf", "nan", "no-stream"],
 )
 def test_what_is_not_finite_is_counted_apart_and_adds_to_no_dose(
     op: Op, dose: tuple[float, float]
