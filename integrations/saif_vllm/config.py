@@ -47,8 +47,8 @@ class SteeringConfig:
         max_strength: largest absolute strength of a request.
         warn_dose: a request whose change of the residual stream, relative to the stream's norm,
             passes this at some token is warned of in the log; None: none is.
-        max_dose: the change of any token is scaled down to this; None: no cap. It costs a second
-            launch at each hooked layer.
+        max_dose: the change of any token is scaled down to this; None: no cap but that of the
+            model's dtype, see :func:`saif_kernels.steer_`.
         max_captures: residuals that can be kept at a time for identification, at each hooked layer;
             0: none, and no op for it.
         version: of this plugin. A graph that was compiled by another version must not be reused.
@@ -116,7 +116,7 @@ def engine_args(
     max_sets_per_request: int = 8,
     max_strength: float = 10.0,
     warn_dose: float | None = None,
-    max_dose: float | None = None,
+    max_dose: float | None = 64.0,
     max_captures: int = 0,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
+from saif_fast.request import REQUEST_KEYS, check_combination, check_length, parse_request
 from saif_kernels import Window
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
@@ -91,6 +91,9 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
     sets = tuple((catalog[name], strength) for name, strength in asked.sets)
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
+    check_length(
+        ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype
+    )
     _check_room(latent_sets.values(), catalog.config)
     return Parsed(sets, asked.window, capture)
 

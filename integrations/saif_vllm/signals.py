@@ -122,7 +122,7 @@ class Signals:
                 "residual stream was cut down to the engine's max_dose, or to what the model's "
                 "dtype has room for",
             )
-        if dose:
+        if self._warn_dose is not None:
             highest = dose[0].view(np.float32)
             for row in (highest > self._warn_dose).nonzero()[0].tolist():
                 self._tell(

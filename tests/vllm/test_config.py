@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from offered import config
 
 import saif_vllm
+from saif_fast import limits
 from saif_vllm import plugin, seams
 from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
 
@@ -103,3 +105,10 @@ def test_where_steering_cannot_be_a_plain_engine_starts(
     monkeypatch.setenv(SET_DIR_VARIABLE, "sets")
     with pytest.raises(error):
         plugin.register()
+
+
+def test_an_engine_has_the_limits_of_the_other_runtimes() -> None:
+    # It cannot take them from there: the plugin imports nothing but the standard library.
+    defaults = inspect.signature(saif_vllm.engine_args).parameters
+    assert defaults["max_dose"].default == limits.MAX_DOSE
+    assert defaults["max_strength"].default == limits.MAX_STRENGTH

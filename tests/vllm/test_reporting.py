@@ -24,7 +24,10 @@ BOTH = Totals(8, 8, 0, 0, {1: 0.5, 2: 1.0})
         ([Totals(8, 8, 0, 0, {1: 0.5}), Totals(8, 8, 0, 0, {2: 1.0})], BOTH),  # pipeline-parallel
         ([Totals(0, 0, 0, 0, {}), BOTH], BOTH),  # one of them without a hooked layer
         ([BOTH, Totals(0, 0, 0, 0, {})], BOTH),
-        ([Totals(8, 8, 0, 0, {1: 0.5}), Totals(8, 7, 0, 0, {2: 1.0})], Totals(8, 7, 0, 0, {1: 0.5, 2: 1.0})),
+        (
+            [Totals(8, 8, 0, 0, {1: 0.5}), Totals(8, 7, 0, 0, {2: 1.0})],
+            Totals(8, 7, 0, 0, {1: 0.5, 2: 1.0}),
+        ),
     ],
 )
 def test_totals_are_those_of_all_hooked_layers(ranks: Sequence[Totals], expected: Totals) -> None:
@@ -35,7 +38,9 @@ def test_totals_are_those_of_all_hooked_layers(ranks: Sequence[Totals], expected
 
 
 def one(admission: int, layer: int, steered: int) -> RequestReport:
-    return RequestReport("r", admission, "a*1", ("hash",), 4, steered, 0, 0, {layer: Dose(0.5, 1.0)})
+    return RequestReport(
+        "r", admission, "a*1", ("hash",), 4, steered, 0, 0, {layer: Dose(0.5, 1.0)}
+    )
 
 
 def test_a_request_is_steered_where_all_ranks_steered_it() -> None:
