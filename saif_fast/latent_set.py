@@ -215,8 +215,8 @@ class LatentSet:
 
     @cached_property
     def reach(self) -> dict[int, float]:
-        """By layer, what the length of the set's change at strength 1 cannot exceed, but for what its
-        live latents read of the residual stream.
+        """By layer, what the length of the set's change at strength 1 cannot exceed; apart from
+        what live latents read of the residual stream.
         """
         compiled = {layer: self.compile(layer) for layer in self.layers}
         return {

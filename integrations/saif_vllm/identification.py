@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saif_vllm.config import SteeringConfig
+from saif_vllm.reporting import refuse_async
 from saif_vllm.request import CAPTURE_KEY
 
 
@@ -19,10 +20,11 @@ class EngineResiduals:
         llm: started with ``saif_vllm.engine_args(..., layers=..., max_captures=...)``.
 
     Raises:
-        ValueError: it was not.
+        ValueError: it was not, or is an ``AsyncLLM``.
     """
 
     def __init__(self, llm: Any) -> None:
+        refuse_async(llm, "identification wants one that answers a call")
         vllm_config = llm.llm_engine.vllm_config
         config = SteeringConfig.of(vllm_config)
         if config is None or config.max_captures == 0:

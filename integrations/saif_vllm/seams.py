@@ -99,7 +99,22 @@ SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, S
 
 
 def arm() -> None:
-    """Patch the front end and the engine core in this process; again is harmless.
+    """Patch the front end and the engine core in this process, or nothing; again is harmless.
+
+    Raises:
+        RuntimeError: as :func:`check`.
+    """
+    check()
+    for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
+        # Those that were made before this have never read a configuration: they do not steer.
+        if not hasattr(owner, "saif"):
+            owner.saif = None
+    for seam, around in _AROUND.items():
+        _wrap(seam, around)
+
+
+def check() -> None:
+    """Whether this process can be armed.
 
     Raises:
         RuntimeError: this vLLM is outside the supported range, a seam is not as expected, or
@@ -107,20 +122,7 @@ def arm() -> None:
     """
     refuse_disabled()
     _check_version()
-    for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
-        # Those that were made before this have never read a configuration: they do not steer.
-        if not hasattr(owner, "saif"):
-            owner.saif = None
-    _wrap(INIT_FRONT_END, _init_front_end)
-    _wrap(PROCESS_INPUTS, _process_inputs)
-    _wrap(STREAM_INPUT, _add_streaming_input_request)
-    _wrap(INIT_KV_CACHES, _initialize_kv_caches)
-    _wrap(PREPROCESS_REQUEST, _preprocess_add_request)
-    _wrap(ADD_REQUEST, _add_request)
-    _wrap(ABORT_REQUESTS, _abort_requests)
-    _wrap(FREE_REQUEST, _free_request)
-    _wrap(UPDATE, _update_from_output)
-    for seam in (SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS):
+    for seam in (*_AROUND, SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS):
         seam.check(_owner(seam))
 
 
@@ -146,23 +148,33 @@ def arm_worker() -> None:
 
 
 def require_armed() -> None:
-    """Raise RuntimeError unless vLLM has loaded the plugin in this process.
+    """Raise RuntimeError unless vLLM has loaded the plugin in this process, and say why.
 
     The engine core and the front end load plugins by the same rule, so a plugin that is missing
     here is missing there.
     """
     refuse_disabled()
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
-        raise RuntimeError(
-            f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} or to be unset, since the engine "
-            f"was started with steering, got {allowed!r}"
-        )
-    if not _is_ours(_owner(PREPROCESS_REQUEST).preprocess_add_request):
+    _check_plugins()
+    check()
+    if not all(_is_ours(getattr(_owner(seam), seam.name)) for seam in _AROUND):
         raise RuntimeError(
             f"vLLM has not loaded the plugin {PLUGIN_NAME!r} in this process; is saif-fast "
             "installed with its entry points?"
         )
+
+
+def _check_plugins() -> None:
+    allowed = os.environ.get("VLLM_PLUGINS", PLUGIN_NAME)
+    names = allowed.split(",")  # as vLLM does
+    if PLUGIN_NAME in names:
+        return
+    if PLUGIN_NAME in map(str.strip, names):
+        reason = "without white space, which vLLM takes for a part of the name"
+    else:
+        reason = "or to be unset, since the engine was started with steering"
+    raise RuntimeError(
+        f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} {reason}, got {allowed!r}"
+    )
 
 
 def _check_version() -> None:
@@ -374,3 +386,17 @@ def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         self.saif_steering = attach(self, config)
         if self.saif_steering.layers:  # not those of other pipeline ranks alone
             arm_runner(self.model_runner, self.saif_steering.step)
+
+
+# What each function of vLLM is wrapped in.
+_AROUND: dict[Seam, Callable[..., Any]] = {
+    INIT_FRONT_END: _init_front_end,
+    PROCESS_INPUTS: _process_inputs,
+    STREAM_INPUT: _add_streaming_input_request,
+    INIT_KV_CACHES: _initialize_kv_caches,
+    PREPROCESS_REQUEST: _preprocess_add_request,
+    ADD_REQUEST: _add_request,
+    ABORT_REQUESTS: _abort_requests,
+    FREE_REQUEST: _free_request,
+    UPDATE: _update_from_output,
+}

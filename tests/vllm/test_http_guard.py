@@ -27,7 +27,7 @@ STREAM = [
 class Client:
     """One request to a guarded application that reads all messages, and streams its answer."""
 
-    def __init__(self, offered: SetCatalog) -> None:
+    def __init__(self, offered: SetCatalog | None) -> None:
         front_end = SimpleNamespace(saif=offered)
         engine = SimpleNamespace(input_processor=front_end)
         self.state = SimpleNamespace(engine_client=engine)
@@ -113,6 +113,20 @@ def test_what_is_not_ours_is_not_even_read(scope: dict[str, str], client: Client
     pieces = [b'{"saif":', b'"french"}']
     client.post(CHAT, *pieces, **scope)
     assert [message.get("body") for message in client.seen] == [*pieces, None]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"), [("POST", CHAT), ("POST", "/pooling"), ("GET", "/metrics")]
+)
+def test_a_server_whose_engine_does_not_steer_is_left_alone(
+    method: str, route: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It has a guard where another engine of its process steers.
+    client = Client(None)
+    pieces = [b'{"saif":', b'"french"}']
+    client.post(route, *pieces, method=method)
+    assert [message.get("body") for message in client.seen] == [*pieces, None]
+    assert not caplog.records
 
 
 def test_a_server_behind_a_prefix_is_guarded(client: Client) -> None:
