@@ -68,7 +68,7 @@ def identify(
     ] = False,
 ) -> None:
     """Find the latents that make a model follow an instruction."""
-    from saif_fast.evaluate.study import Search, Subject, check, tune
+    from saif_fast.evaluate.study import Search, Subject, check_prompts, tune
     from saif_fast.identify import LatentStatistics, build_pairs, collect, load_pairs
     from saif_fast.identify.statistics import check_choice
 
@@ -96,12 +96,13 @@ def identify(
         contrast = build_pairs(position=(position or Position.post).value, **given)
     check_output(output)
     read = load_sae(sae)
+    # The search of --auto takes no more latents than there are.
     check_choice(read, k or (1 if auto else 15), beta or 0.0)
     check_sae(read, load_info(model), allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
     subject = Subject(loaded, tokenizer, read, chat=chat, allow_mismatch=allow_mismatch)
     if auto and named is not None:
-        check(named, subject, n_report=0)
+        check_prompts(named, subject, n_report=0)
     activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
     statistics = LatentStatistics.compute(read, activations, allow_mismatch=allow_mismatch)
     if auto and named is not None:

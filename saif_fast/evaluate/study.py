@@ -135,31 +135,33 @@ class Subject:
 def check(
     task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
 ) -> None:
-    """Everything that a study of the task asks of the model's texts, before the first forward.
+    """What a study of the task would fail by after its first forwards.
 
     Raises:
-        ValueError: a prompt is empty or fills the model's context, or the sides of a pair are the
-            same tokens; names task and content. Or the model's logits cannot be read.
+        ValueError: the model's logits cannot be read, the sides of a pair are the same tokens, a
+            prompt is empty or fills the context; the message names task and content.
     """
     Unembedding(subject.model)
-    context = ModelInfo.of(subject.model.config).context
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is said when the pairs are run
         pairs = pairs_of(task)
+    context = ModelInfo.of(subject.model.config).context
     encode_pairs(subject.tokenizer, pairs, chat=subject.templated, context=context)
-    judged = {"select": task.select[:n_select], "report": task.report[:n_report]}
-    prompts = {
-        f"task {task.name!r}: {split} content {i}{how} {reprlib.repr(content)}": (
-            subject.prompter(content, instruction)
-        )
-        for split, contents in judged.items()
-        for i, content in enumerate(contents)
-        for how, instruction in (("", None), (" instructed", task.wordings[0].text))
-    }
-    names = list(prompts)
-    check_lengths(
-        encode_texts(subject.tokenizer, list(prompts.values())), context, names.__getitem__
-    )
+    check_prompts(task, subject, n_select, n_report)
+
+
+def check_prompts(
+    task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
+) -> None:
+    """Raise ValueError for a prompt to be answered that is empty or fills the model's context."""
+    prompts: dict[str, str] = {}
+    for split, contents in (("select", task.select[:n_select]), ("report", task.report[:n_report])):
+        for i, content in enumerate(contents):
+            named = f"task {task.name!r}: {split} content {i} {reprlib.repr(content)}"
+            prompts[named] = subject.prompter(content, None)
+            prompts[f"{named} instructed"] = subject.prompter(content, task.wordings[0].text)
+    ids = encode_texts(subject.tokenizer, list(prompts.values()))
+    check_lengths(ids, ModelInfo.of(subject.model.config).context, list(prompts).__getitem__)
 
 
 def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:

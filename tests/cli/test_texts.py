@@ -127,6 +127,24 @@ def test_a_prompt_that_no_model_could_run_is_refused_before_an_engine_starts(
     assert "--prompts -:3: expected 1 to 1023 tokens, got " in sentence(result)
 
 
+def own_task(split: str) -> Task:
+    """A task with a content in this split that fills the context."""
+    contents = {"identify": (CAT,), "select": (DOG,), "report": (f"{CAT} {DOG}",)}
+    contents[split] = (LONG,) if split == "identify" else (*contents[split], LONG)
+    wordings = (Wording("en", "Be brief."), Wording("fr", "Sois bref."))
+    return Task("own", wordings, lambda *_: Score(True, True), **contents)
+
+
+def test_auto_checks_the_prompts_it_chooses_on(saif, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(math, "own_task", own_task("select"), raising=False)
+    monkeypatch.setattr("saif_fast.identify.collect", started)
+    result = saif(
+        *("identify", *EMBEDDED, "--instruction", "math:own_task", "--auto"),
+        *("-o", tmp_path / "set.safetensors"),
+    )
+    assert "task 'own': select content 1 'cat cat cat" in sentence(result)
+
+
 @pytest.mark.parametrize(
     ("split", "options", "says"),
     [
@@ -139,10 +157,7 @@ def test_a_prompt_that_no_model_could_run_is_refused_before_an_engine_starts(
 def test_eval_checks_every_prompt_before_it_chooses(
     saif, monkeypatch, split: str, options: tuple[str, ...], says: str | None
 ) -> None:
-    contents = {"identify": (CAT,), "select": (DOG,), "report": (f"{CAT} {DOG}",)}
-    contents[split] = (LONG,) if split == "identify" else (*contents[split], LONG)
-    task = Task("own", (Wording("en", "Be brief."),), lambda *_: Score(True, True), **contents)
-    monkeypatch.setattr(math, "own_task", task, raising=False)
+    monkeypatch.setattr(math, "own_task", own_task(split), raising=False)
     monkeypatch.setattr("saif_fast.evaluate.study.choose", started)
     arguments = ("eval", *EMBEDDED, "--task", "math:own_task", *options)
     if says is None:
