@@ -44,7 +44,7 @@ class VllmRuntime:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        options = {"enforce_eager": True, **options}
+        options = {"enforce_eager": True, "use_tqdm_on_load": False, **options}
         if current_platform.is_cpu():
             options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
         known = dict(inspect.signature(engine_args).parameters)
