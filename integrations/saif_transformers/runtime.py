@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saif_fast.hf import batches, encode_texts, left_pad, positions_of
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import SteeringRequest, parse_request
+from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.residual import ResidualSteering
@@ -76,8 +76,8 @@ class TransformersRuntime:
         """Greedy generations in the order of ``requests``; all are checked before any runs.
 
         Raises:
-            ValueError: a request does not parse, names an unknown set or token, or its prompt
-                fills the model's context.
+            ValueError: a request does not parse, names an unknown set or token, would end before
+                it is steered, or its prompt fills the model's context.
         """
         if not requests:
             return []
@@ -94,6 +94,8 @@ class TransformersRuntime:
                 raise ValueError(
                     f"request {i} max_tokens: expected 1 or more, got {request.max_tokens}"
                 )
+            if (asked := steering[i]) is not None:
+                check_reached(asked.window, request.max_tokens)
             if not 1 <= len(prompt) < self._context:
                 raise ValueError(
                     f"request {i} prompt: expected 1 to {self._context - 1} tokens, "

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
+from saif_fast.request import (
+    REQUEST_KEYS,
+    check_combination,
+    parse_request,
+    plain,
+    quoted,
+)
 from saif_kernels import Window
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
@@ -54,6 +61,7 @@ class Parsed(NamedTuple):
     sets: tuple[tuple[Offered, float], ...]  # with strengths
     window: Window
     capture: int
+    scope: str = "generated"  # as given, for messages
 
 
 def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:
@@ -70,7 +78,7 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
         for key in extra_args or {}:
             if str(key).startswith("saif"):
                 raise ValueError(
-                    f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
+                    f"{quoted(key)}: this engine does not steer; start it with saif_vllm.engine_args"
                 )
         return None
     others = dict(extra_args or {})
@@ -87,16 +95,17 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
     _check_room(latent_sets.values(), catalog.config)
-    return Parsed(sets, asked.window, capture)
+    return Parsed(sets, asked.window, capture, asked.scope)
 
 
 def _capture(value: object, max_captures: int) -> int:
+    value = plain(value)
     if value is None:
         return -1
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < max_captures:
         raise ValueError(
             f"{CAPTURE_KEY}: expected an integer from 0 to {max_captures - 1} (the engine's "
-            f"max_captures is {max_captures}), got {value!r}"
+            f"max_captures is {max_captures}), got {quoted(value)}"
         )
     return value
 
@@ -122,6 +131,23 @@ def split_keys(
     ours = (*REQUEST_KEYS, CAPTURE_KEY)
     given = dict(extra_args or {})
     return {key: given.pop(key) for key in ours if key in given}, given
+
+
+def with_plain_values(params: Any) -> Any:
+    """vLLM's ``SamplingParams`` with our keys' values :func:`plain`: a copy where there are any.
+
+    The caller's own, which may be of other requests too, are left as they are.
+    """
+    keys, _ = split_keys(getattr(params, "extra_args", None))  # pooling has none
+    return with_keys(params, {key: plain(value) for key, value in keys.items()}) if keys else params
+
+
+def with_keys(params: Any, keys: Mapping[str, object]) -> Any:
+    """A copy of vLLM's ``SamplingParams`` with these in place of its own keys of ours."""
+    _, others = split_keys(params.extra_args)
+    copied = copy.copy(params)
+    copied.extra_args = {**others, **keys}
+    return copied
 
 
 def carry(params: Any, steered: Steered) -> None:

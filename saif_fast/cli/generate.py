@@ -14,7 +14,7 @@ from rich.text import Text
 from saif_fast import hf
 from saif_fast.cli.app import out
 from saif_fast.cli.loading import load_tokenizer, read_lines, start_runtime
-from saif_fast.request import SCOPES, parse_request
+from saif_fast.request import SCOPES, check_reached, parse_request
 from saif_fast.runtime import GenerationRequest, installed_runtimes
 from saif_fast.set_dir import SetDirectory
 
@@ -67,7 +67,8 @@ def generate(
     }
     # Before anything is loaded: an engine takes a minute to start.
     asked = options if saif is None else {"saif": saif, **options}
-    parse_request(asked, available=sets.names())
+    if (parsed := parse_request(asked, available=sets.names())) is not None:
+        check_reached(parsed.window, max_tokens)
     texts = read_lines(prompts, "--prompts")
     name, tokenizer = pick_runtime(runtime), load_tokenizer(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
