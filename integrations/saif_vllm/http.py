@@ -7,7 +7,6 @@ request is validated when the status 200 has been sent. So requests are read her
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
@@ -65,9 +64,8 @@ _FREE = "metadata"
 # What clients and vLLM call an object of further parameters, wherever they put it.
 _CONTAINERS = frozenset({"vllm_xargs", "extra_args", "extra_body", "sampling_params"})
 _MESSAGES = ("messages", "input")  # fields whose objects have fields of their own
+_NESTING = (dict, list, str)
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-# A letter of ASCII, as JSON may write it: a key of ours can be spelt with these.
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -163,17 +161,17 @@ def _misplaced_keys(body: Mapping[str, Any], extra_args: object) -> Iterator[tup
             yield "saif", f"the text of {quoted(path)}"
         if not isinstance(value, dict):
             continue
-        for name, inner in value.items():
-            within = f"{path}.{name}"[:100] if path else name
-            if _is_ours(name) and value is not extra_args:
+        if value is not extra_args:
+            for name in filter(_is_ours, value):
                 key = name if name in REQUEST_KEYS else "saif"
                 yield key, quoted(path) if path else "the body itself"
-            elif _is_container(name):
-                todo.append((within, inner, False))
-            elif has_fields and name != _FREE and isinstance(inner, dict):
-                todo.append((within, inner, False))
-            elif value is body and name in _MESSAGES and isinstance(inner, list):
-                todo.append((within, inner, True))
+        for name, inner in value.items():
+            if not isinstance(inner, _NESTING):
+                continue
+            an_object = has_fields and name != _FREE and isinstance(inner, dict)
+            messages = value is body and name in _MESSAGES and isinstance(inner, list)
+            if an_object or messages or _is_container(name):
+                todo.append((f"{path}.{name}"[:100] if path else name, inner, messages))
 
 
 def _is_ours(name: str) -> bool:
@@ -235,15 +233,16 @@ def _skim(body: bytes) -> dict[str, Any] | None:
 
     Messages, prompts and images are long and none of our business.
     """
-    if b"saif" in body.lower() or _ESCAPED_LETTER.search(body):
+    if b"saif" in body.lower():
         return None
     try:
-        return {
+        fields = {
             name: raw if memoryview(raw)[0] in b'["' else msgspec.json.decode(raw)
             for name, raw in _fields_decoder.decode(body).items()
         }
     except (ValueError, RecursionError):
         return None  # Python's own parser also takes NaN, UTF-16 and more, which are rare
+    return fields if fields.keys().isdisjoint(REQUEST_KEYS) else None  # spelt with escapes
 
 
 def _read_exactly(body: bytes) -> dict[str, Any]:

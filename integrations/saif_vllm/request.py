@@ -78,7 +78,8 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
         for key in extra_args or {}:
             if str(key).startswith("saif"):
                 raise ValueError(
-                    f"{quoted(key)}: this engine does not steer; start it with saif_vllm.engine_args"
+                    f"{quoted(key)}: this engine does not steer; start it with "
+                    "saif_vllm.engine_args"
                 )
         return None
     others = dict(extra_args or {})

@@ -266,6 +266,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"vllm_xargs": {"saif": "add_last", "saif_scope": "prompt"}},
         "nothing but the first token",
     ),
+    "no_strength": ({"vllm_xargs": {"saif": "both + add_last*0"}}, "other than 0 for set"),
+    "never_reached": ({"vllm_xargs": {"saif": "both", "saif_start": 4}}, "4, got 4"),
+    "extra_body_twice": ({"extra_body": {"vllm_xargs": {"saif": "add_last"}}}, "'extra_body.vllm"),
     "beams": ({"vllm_xargs": {"saif": "add_last"}, "use_beam_search": True}, "use_beam_search"),
 }
 APIS: dict[str, Callable[..., Any]] = {
@@ -309,6 +312,61 @@ def test_logprobs_of_a_prompt_that_is_not_steered_are_refused(
     options["extra_body"] |= {"vllm_xargs": {"saif": "add_last"}}
     with pytest.raises(openai.BadRequestError, match="they would be the unsteered model's"):
         APIS[api](client, **options)
+
+
+def body(fields: str) -> bytes:
+    """Of a chat; ``fields`` are JSON, which may say what a dictionary cannot."""
+    return b'{"model": "embedded", "messages": [%s], "max_tokens": 1, %s}' % (
+        b'{"role": "user", "content": "hello"}',
+        fields.encode(),
+    )
+
+
+def deep(before: str, behind: str, depth: int = 900) -> str:
+    return f"{before * depth}1{behind * depth}"
+
+
+# A body, what else the request has, and what the answer names; None: it is vLLM's own.
+UNUSUAL: dict[str, tuple[bytes, dict[str, Any], str | None]] = {
+    "deep_value": (body(f'"vllm_xargs": {{"saif": {deep("[", "]")}}}'), {}, "type list"),
+    "deep_place": (
+        body(f'"vllm_xargs": {deep(chr(123) + chr(34) + "vllm_xargs" + chr(34) + ":", "}")}'),
+        {},
+        None,
+    ),
+    "deep_beside": (body(f'"vllm_xargs": {{"other": {deep("[", "]")}}}'), {}, None),
+    "deep_and_asked": (
+        body(f'"vllm_xargs": {{"saif": "add_last", "other": {deep("[", "]")}}}'),
+        {},
+        None,
+    ),
+    "long_name": (body(f'"vllm_xargs": {{"saif": "{"x" * 1_000_000}"}}'), {}, "characters"),
+    "long_key": (body(f'"vllm_xargs": {{"saif_{"x" * 1_000_000}": 1}}'), {}, "unknown steering"),
+    "given_twice": (body('"vllm_xargs": {"saif": "both"}, "vllm_xargs": {}'), {}, "expected once"),
+    "in_a_message": (
+        body('"messages": [{"role": "user", "content": "", "vllm_xargs": {"saif": "both"}}]'),
+        {},
+        "'messages.vllm_xargs'",
+    ),
+    "header": (body('"seed": 1'), {"headers": {"saif": "both"}}, "the header 'saif'"),
+    "query": (body('"seed": 1'), {"params": {"saif": "both"}}, "the query's 'saif'"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_request_is_a_short_400(name: str, address: str) -> None:
+    content, options, message = UNUSUAL[name]
+    headers = {
+        "Authorization": f"Bearer {KEY}",
+        "Content-Type": "application/json",
+        **options.pop("headers", {}),
+    }
+    url = f"{address}/v1/chat/completions"
+    answer = httpx.post(url, content=content, headers=headers, timeout=60, **options)
+    assert answer.status_code == 400, answer.text[:1000]
+    if message is not None:
+        assert message in answer.json()["error"]["message"]
+        assert len(answer.text) < 1000
 
 
 @pytest.mark.parametrize("route", ["/generative_scoring", "/v1/systemone", "/v1/embeddings"])
