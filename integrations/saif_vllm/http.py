@@ -151,7 +151,8 @@ def _misplaced_keys(body: Mapping[str, Any], extra_args: object) -> Iterator[tup
     in what has the name of a container in any of these. All else is text or the client's own:
     tools, schemas, contents.
     """
-    # With whether an object's fields are looked into, too. No recursion: a body may be deep.
+    # A path, what is there, and whether its fields that are objects are looked into. No recursion,
+    # since a body may be deep.
     todo: list[tuple[str, Any, bool]] = [("", body, True)]
     while todo:
         path, value, has_fields = todo.pop()
@@ -249,7 +250,8 @@ def _read_exactly(body: bytes) -> dict[str, Any]:
     """The body's fields as vLLM reads them; empty where it will not.
 
     Raises:
-        ValueError: it names one of our keys, or what holds them, twice: vLLM takes the last.
+        ValueError: it is too deep, or names one of our keys, or what holds them, twice, of which
+            vLLM takes the last.
     """
     twice: list[str] = []
 
@@ -262,7 +264,12 @@ def _read_exactly(body: bytes) -> dict[str, Any]:
 
     try:
         fields = json.loads(body, object_pairs_hook=collect)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        # vLLM would say so, too; but it must not be able to read what we could not.
+        raise ValueError(
+            "body: expected some hundred levels of nesting at most, got more"
+        ) from None
+    except ValueError:
         return {}
     if twice:
         raise ValueError(f"{quoted(twice[0])}: expected once in an object, got it twice")

@@ -104,7 +104,7 @@ async def checked_pieces(
 
 def _check_same(extra_args: Mapping[str, object] | None, keys: Mapping[str, object]) -> None:
     own, _ = split_keys(extra_args)
-    for key in own | keys:
+    for key in (*own, *keys):
         if key not in own or key not in keys or plain(own[key]) != keys[key]:
             raise ValueError(
                 f"{key}: expected the same in all pieces of a streaming input and in the call that "

@@ -356,13 +356,14 @@ UNUSUAL: dict[str, tuple[bytes, dict[str, Any], str | None]] = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_an_unusual_request_is_a_short_400(name: str, address: str) -> None:
     content, options, message = UNUSUAL[name]
-    headers = {
-        "Authorization": f"Bearer {KEY}",
-        "Content-Type": "application/json",
-        **options.pop("headers", {}),
-    }
-    url = f"{address}/v1/chat/completions"
-    answer = httpx.post(url, content=content, headers=headers, timeout=60, **options)
+    own = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    answer = httpx.post(
+        f"{address}/v1/chat/completions",
+        content=content,
+        params=options.get("params"),
+        headers={**own, **options.get("headers", {})},
+        timeout=60,
+    )
     assert answer.status_code == 400, answer.text[:1000]
     if message is not None:
         assert message in answer.json()["error"]["message"]

@@ -301,6 +301,11 @@ def test_nothing_is_asked_for_outside_of_the_body(
     )
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"saif":' * 100_000], ids=len)
+def test_what_is_too_deep_to_be_read_is_refused(body: bytes, client: Client) -> None:
+    assert "levels of nesting" in client.post(CHAT, body).error
+
+
 def test_headers_and_parameters_of_others_pass(client: Client) -> None:
     headers = [(b"host", b"saif.example"), (b"x-model", b"saif")]
     assert client.post(CHAT, b"{}", headers=headers, query_string=b"v=saif&vllm_xargs=1").passed
@@ -354,7 +359,7 @@ def test_any_body_passes_or_is_refused(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"saif", b'["saif"]', b"\xff", b"[" * 100_000, b'{"a":' * 100_000], ids=len
+    "body", [b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900], ids=len
 )
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
     client.post(CHAT, body)
