@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
+import torch
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.limits import MAX_STRENGTH
 from saif_fast.set_dir import NAME_PATTERN
-from saif_kernels import OPEN_STOP, Window
+from saif_kernels import OPEN_STOP, Window, largest_norm
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
 # The scope "prompt": the last prompt token (generated index 0) belongs to it as well.
 PROMPT_ONLY = Window(prompt=True, start=0, stop=1)
-MAX_STRENGTH = 10.0  # unless configured
 MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
 _LEAST_STRENGTH = 2.0**-126  # of fp32's normal numbers; a device may take a lesser one for 0
 _TERM_LENGTH = 128  # of a name, a strength and what is around them
@@ -186,6 +188,24 @@ def check_combination(sets: Mapping[str, LatentSet]) -> None:
                         f"{tensors.site.layer}; a request can have only one of them"
                     )
                 owner[key] = name
+
+
+def check_length(sets: Iterable[tuple[LatentSet, float]], dtype: torch.dtype) -> None:
+    """Raise ValueError where sets with their strengths change more than a residual stream holds.
+
+    The op would cut such a change down, and so not do what was asked for.
+    """
+    largest, reach = largest_norm(dtype), defaultdict[int, float](float)
+    for latent_set, strength in sets:
+        for layer, length in latent_set.reach.items():
+            reach[layer] += abs(strength) * length
+    for layer, length in reach.items():
+        if not length <= largest:
+            raise ValueError(
+                f"saif: expected a change of norm {largest:g} at most, strength times the set's "
+                f"norm, for a model in {dtype}, got {length:.4g} at layer {layer}; "
+                f"{largest / length:.2g} times the strength would do"
+            )
 
 
 def _parse_sets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
 from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
-from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
+from saif_vllm.config import SteeringConfig
 
 
 class Offered(NamedTuple):
@@ -53,18 +52,12 @@ class SetCatalog(Collection[str]):
 
     @classmethod
     def of(cls, vllm_config: Any, config: SteeringConfig) -> SetCatalog:
-        """Of the directory named by the environment; every set in it is checked.
+        """Of the directory that the engine was started with; every set in it is checked.
 
         Raises:
-            ValueError: the variable is not set, or a set does not fit; the message names it.
+            ValueError: it is not there, or a set does not fit; the message names it.
         """
-        path = os.environ.get(SET_DIR_VARIABLE)
-        if path is None:
-            raise ValueError(
-                f"{SET_DIR_VARIABLE}: expected the set directory in the environment, got nothing; "
-                "saif_vllm.engine_args sets it"
-            )
-        directory = SetDirectory(path)
+        directory = SetDirectory(config.set_dir)
         directory.names()  # raises where a file could not be asked for
         catalog = cls(directory, config, model_of(vllm_config, config))
         for name in catalog:

@@ -73,7 +73,8 @@ class SteeringGuard:
     """Pure ASGI middleware. A request that passes reaches vLLM as it came, its response as it goes.
 
     Args:
-        app: the application, whose ``state.engine_client`` is an engine that steers.
+        app: the application, with its engine as ``state.engine_client``. Every one of a process has
+            a guard as soon as one of their engines steers; for the others' it does nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -81,22 +82,23 @@ class SteeringGuard:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method = scope["method"] if scope["type"] == "http" else None
-        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else None
-        if method == "GET" and route in ("/metrics", "/metrics/"):
-            await read_devices(scope["app"].state.engine_client)
-        if method != "POST" or (route not in ROUTES and route not in _FORMS):
-            await self.app(scope, receive, send)
-            return
-        catalog = scope["app"].state.engine_client.input_processor.saif
-        try:
-            check_outside(route, scope, catalog)
-            if route in ROUTES:
-                body, receive = await _read(receive)
-                check_body(route, body, catalog)
-        except ValueError as error:
-            count_refusal()
-            await _answer_400(send, str(error))
-            return
+        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else ""
+        scraped = method == "GET" and route in ("/metrics", "/metrics/")
+        guarded = method == "POST" and (route in ROUTES or route in _FORMS)
+        engine = scope["app"].state.engine_client if scraped or guarded else None
+        catalog = None if engine is None else engine.input_processor.saif
+        if catalog is not None and guarded:
+            try:
+                check_outside(route, scope, catalog)
+                if route in ROUTES:
+                    body, receive = await _read(receive)
+                    check_body(route, body, catalog)
+            except ValueError as error:
+                count_refusal()
+                await _answer_400(send, str(error))
+                return
+        elif catalog is not None:
+            await read_devices(engine)
         await self.app(scope, receive, send)
 
 

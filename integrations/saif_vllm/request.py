@@ -12,6 +12,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.request import (
     REQUEST_KEYS,
     check_combination,
+    check_length,
     parse_request,
     plain,
     quoted,
@@ -55,6 +56,11 @@ class Steered(msgspec.Struct, frozen=True):
     admission: int = -1
 
 
+def spelled(steered: Steered) -> str:
+    """Sets and strengths as a user writes them."""
+    return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)
+
+
 class Parsed(NamedTuple):
     """What a user's ``extra_args`` ask for."""
 
@@ -95,6 +101,9 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
     sets = tuple((catalog[name], strength) for name, strength in asked.sets)
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
+    check_length(
+        ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype
+    )
     _check_room(latent_sets.values(), catalog.config)
     return Parsed(sets, asked.window, capture, asked.scope)
 

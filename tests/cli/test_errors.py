@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from one_sentence import sentence
 
 from saif_fast import embedded
 from saif_fast.edits import Edit
@@ -18,15 +19,6 @@ from saif_fast.tasks import get_task
 
 CAT = "Tell me about my black cat in the garden."
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
-
-
-def sentence(result) -> str:
-    """The one line an error is."""
-    assert result.exit_code == 1, (result.exit_code, result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def truncated(good: bytes) -> bytes:

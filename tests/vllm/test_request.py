@@ -32,7 +32,7 @@ def offered(set_dir: Path) -> SetCatalog:
 
 @pytest.fixture
 def core(offered: SetCatalog) -> Admission:
-    return Admission(offered, lambda placement, compiled: None)
+    return Admission(offered, lambda placement, compiled: None, lambda: None)
 
 
 def test_the_core_puts_what_was_asked_for_in_place_of_the_users_keys(

@@ -106,6 +106,7 @@ def completion(output: Any) -> dict[str, Any]:
     steps = zip(output.token_ids, output.logprobs, strict=True)
     return {
         "tokens": list(output.token_ids),
+        "finish": output.finish_reason,
         "gaps": [top_two_gap(step) for step in output.logprobs],
         "logprobs": [step[token].logprob for token, step in steps],
     }
