@@ -293,10 +293,6 @@ def test_what_matters_is_given_once(body: bytes, name: str, client: Client) -> N
     assert f"'{name}': expected once in an object, got it twice" in client.post(CHAT, body).error
 
 
-def test_others_may_be_given_twice(client: Client) -> None:
-    assert client.post(CHAT, b'{"vllm_xargs": {"saif": "both"}, "seed": 1, "seed": 2}').passed
-
-
 @pytest.mark.parametrize(
     ("scope", "where"),
     [
@@ -340,8 +336,7 @@ def nested(name: str | None, depth: int, last: Any) -> bytes:
 @pytest.mark.parametrize("place", ["messages", "vllm_xargs", "extra_body", "input"])
 def test_a_body_may_be_deep(place: str, name: str | None, depth: int, client: Client) -> None:
     client.post(CHAT, b'{"%s": %s}' % (place.encode(), nested(name, depth, ASKED)))
-    if not client.passed:
-        assert len(client.error) < 1000
+    assert client.passed or len(client.error) < 1000
 
 
 JSON = st.recursive(
@@ -371,7 +366,9 @@ def test_any_body_passes_or_is_refused(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900], ids=len
+    "body",
+    [b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900, b'{"n": 1, "n": 2}'],
+    ids=len,
 )
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
     client.post(CHAT, body)
