@@ -27,14 +27,6 @@ from saif_kernels import largest_norm
 
 pytestmark = pytest.mark.engine
 
-# At their bounds.
-EDITS = [
-    Edit(kind, value, gated)
-    for kind in ("add", "clamp", "at_least", "scale", "project")
-    for value in (MAX_VALUE, -MAX_VALUE)
-    for gated in (False, True)
-    if not (kind == "project" and gated)  # which is refused
-]
 # Few blocks, so that each is used again at once; prompts in chunks; requests thrown out.
 CRAMPED = {
     "max_num_batched_tokens": 48,
@@ -47,12 +39,25 @@ WATCHED = {"worker_extension_cls": "finite_kv.FiniteKV"}
 N_ROUNDS, N_ATTACKERS = 4, 14
 
 
+def edits(dtype: torch.dtype) -> list[Edit]:
+    """Of every kind, at its bounds; constants as long as the dtype holds them."""
+    values = dict.fromkeys(("clamp", "at_least", "scale", "project"), MAX_VALUE)
+    values["add"] = min(MAX_VALUE, largest_norm(dtype) / 4)
+    return [
+        Edit(kind, sign * value, gated)
+        for kind, value in values.items()
+        for sign in (1, -1)
+        for gated in (False, True)
+        if not (kind == "project" and gated)  # which is refused
+    ]
+
+
 def attack_sets(dtype: torch.dtype) -> dict[str, LatentSet]:
     """Every edit at its bounds, of one latent and of eight; vectors as long as a stream may be."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
         sae = SparseAutoencoder.from_saelens(sae_path(where))
-        for i, edit in enumerate(EDITS):
+        for i, edit in enumerate(edits(dtype)):
             for k in (1, 8):
                 latents = [Latent(index=100 + j, edit=edit) for j in range(k)]
                 sets[f"e{i}_{k}_{where}"] = LatentSet.from_sae(sae, latents, num_layers=N_LAYERS)
@@ -164,7 +169,8 @@ def test_neighbours_and_successors_are_as_if_alone(
         assert MAX_DOSE * 0.99 < highest < MAX_DOSE * 1.01
 
 
-BROKEN_TOKEN = 1500  # in no prompt of the embedded model's
+TEXT = [token for prompt in embedded_sets.prompts(4) for token in prompt]
+BROKEN_TOKEN = next(token for token in range(1000, 2000) if token not in TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -201,14 +207,15 @@ def test_a_request_that_is_not_finite_ends_with_an_error_alone(
     set_dir: Path,
 ) -> None:
     innocent = victims(requests)
-    text = [token for prompt in embedded_sets.prompts(4) for token in prompt]
-    assert BROKEN_TOKEN not in text
     broken = [
-        # In the prompt's last token, in a chunk before it, far behind what others share.
-        {"prompt": [*text[:n], BROKEN_TOKEN, *text[n : n + more]], "extra_args": {"saif": saif}}
-        | {"max_tokens": 20}
-        for n, more in ((5, 0), (40, 20), (120, 3))
-        for saif in ("clamp_middle", "add_last")
+        # The prompt's last token, one of a chunk before it, and one far behind what others share.
+        {
+            "prompt": [*TEXT[:n], BROKEN_TOKEN, *TEXT[n : n + more]],
+            "max_tokens": 20,
+            "extra_args": {"saif": name, "saif_scope": scope},
+        }
+        for n, more, scope in ((5, 0, "generated"), (40, 20, "all"), (120, 3, "all"))
+        for name in ("clamp_middle", "add_last")
     ]
     batches: list[Any] = [innocent]
     for _ in range(3):  # the prefix cache has nothing of the round before
