@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -141,23 +140,6 @@ def split_keys(
     ours = (*REQUEST_KEYS, CAPTURE_KEY)
     given = dict(extra_args or {})
     return {key: given.pop(key) for key in ours if key in given}, given
-
-
-def with_plain_values(params: Any) -> Any:
-    """vLLM's ``SamplingParams`` with our keys' values :func:`plain`: a copy where there are any.
-
-    The caller's own, which may be of other requests too, are left as they are.
-    """
-    keys, _ = split_keys(getattr(params, "extra_args", None))  # pooling has none
-    return with_keys(params, {key: plain(value) for key, value in keys.items()}) if keys else params
-
-
-def with_keys(params: Any, keys: Mapping[str, object]) -> Any:
-    """A copy of vLLM's ``SamplingParams`` with these in place of its own keys of ours."""
-    _, others = split_keys(params.extra_args)
-    copied = copy.copy(params)
-    copied.extra_args = {**others, **keys}
-    return copied
 
 
 def carry(params: Any, steered: Steered) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from saif_fast.request import check_keys, plain, quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal
-from saif_vllm.request import Parsed, parse, split_keys, with_keys
+from saif_vllm.request import Parsed, parse, split_keys
 from saif_vllm.scope import PROMPT_LOGPROBS, check_scope
 
 
@@ -26,11 +26,28 @@ def refused() -> Iterator[None]:
         raise SteeringRequestError(str(error)) from error
 
 
+def with_plain_values(params: Any) -> Any:
+    """vLLM's ``SamplingParams`` with our keys' values :func:`plain`: a copy where there are any.
+
+    The caller's own, which may be of other requests too, are left as they are.
+    """
+    keys, _ = split_keys(getattr(params, "extra_args", None))  # pooling has none
+    return with_keys(params, {key: plain(value) for key, value in keys.items()}) if keys else params
+
+
+def with_keys(params: Any, keys: Mapping[str, object]) -> Any:
+    """A copy of vLLM's ``SamplingParams`` with these in place of its own keys of ours."""
+    _, others = split_keys(params.extra_args)
+    copied = copy.copy(params)
+    copied.extra_args = {**others, **keys}
+    return copied
+
+
 def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     """What vLLM's ``SamplingParams`` or ``PoolingParams`` ask for; None: no steering.
 
     Args:
-        params: with plain values, see :func:`~saif_vllm.request.with_plain_values`.
+        params: with plain values, see :func:`with_plain_values`.
 
     Raises:
         ValueError: they ask for something that cannot be had; the message names what can.

@@ -16,12 +16,13 @@ from saif_kernels import Window
 from saif_vllm import seams
 from saif_vllm.admission import Admission
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import SetUse, Steered, parse, read, with_plain_values
+from saif_vllm.request import SetUse, Steered, parse, read
 from saif_vllm.validation import (
     check_parameters,
     check_session,
     checked_pieces,
     refuse_steering,
+    with_plain_values,
 )
 
 
