@@ -26,7 +26,8 @@ class HookedModel:
 
         Raises:
             ValueError: the set was made for another model shape, edits a layer that is not hooked,
-                has more live latents at a layer than the pool, or values beyond the model's dtype.
+                has more live latents at a layer than the pool, or values beyond the model's dtype;
+                or it changes nothing, as one of ``scale:1`` alone.
         """
         latent_set.check_model(self.d_model, self.num_layers)
         for layer, k in latent_set.n_live.items():
@@ -48,7 +49,19 @@ class HookedModel:
                         f"latent set {name} at layer {layer}: expected values within {self.dtype}, "
                         "got larger ones"
                     )
+        if not any(_changes_something(edits, self.dtype) for edits in compiled.values()):
+            raise ValueError(
+                "latent set: expected an edit that changes something, got only ones that add 0 "
+                f"({self.dtype}) whatever the activations are"
+            )
         return compiled
+
+
+def _changes_something(edits: LatentEdits, dtype: torch.dtype) -> bool:
+    # D = max(lo, p + q * a) is 0 for every a only where p and q are, and lo is not above.
+    moves = (edits.p != 0) | (edits.q != 0) | (edits.lo > 0)
+    rows = (edits.vector, edits.W_dec[moves])
+    return any(bool((row.to(dtype) != 0).any()) for row in rows)
 
 
 class SteeringTables:

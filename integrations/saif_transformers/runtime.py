@@ -13,7 +13,7 @@ from torch import Tensor
 from saif_fast.hf import batches, check_lengths, encode_texts, left_pad, positions_of
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
-from saif_fast.request import SteeringRequest, parse_request
+from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.residual import ResidualSteering
@@ -78,8 +78,8 @@ class TransformersRuntime:
         """Greedy generations in the order of ``requests``; all are checked before any runs.
 
         Raises:
-            ValueError: a request does not parse, names an unknown set or token, or its prompt
-                fills the model's context.
+            ValueError: a request does not parse, names an unknown set or token, would end before
+                it is steered, or its prompt fills the model's context.
         """
         if not requests:
             return []
@@ -96,6 +96,8 @@ class TransformersRuntime:
                 raise ValueError(
                     f"request {i} max_tokens: expected 1 or more, got {request.max_tokens}"
                 )
+            if (asked := steering[i]) is not None:
+                check_reached(asked.window, request.max_tokens)
         check_lengths(prompts, self._context, lambda i: f"request {i} prompt")
         used = {name for request in steering if request is not None for name, _ in request.sets}
         loaded = {name: load_set(self._sets, name) for name in names if name in used}

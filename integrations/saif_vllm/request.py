@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import REQUEST_KEYS, check_combination, check_length, parse_request
+from saif_fast.request import (
+    REQUEST_KEYS,
+    check_combination,
+    check_length,
+    parse_request,
+    plain,
+    quoted,
+)
 from saif_kernels import Window
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
@@ -59,6 +66,7 @@ class Parsed(NamedTuple):
     sets: tuple[tuple[Offered, float], ...]  # with strengths
     window: Window
     capture: int
+    scope: str = "generated"  # as given, for messages
 
 
 def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:
@@ -75,7 +83,8 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
         for key in extra_args or {}:
             if str(key).startswith("saif"):
                 raise ValueError(
-                    f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
+                    f"{quoted(key)}: this engine does not steer; start it with "
+                    "saif_vllm.engine_args"
                 )
         return None
     others = dict(extra_args or {})
@@ -95,16 +104,17 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
         ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype
     )
     _check_room(latent_sets.values(), catalog.config)
-    return Parsed(sets, asked.window, capture)
+    return Parsed(sets, asked.window, capture, asked.scope)
 
 
 def _capture(value: object, max_captures: int) -> int:
+    value = plain(value)
     if value is None:
         return -1
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < max_captures:
         raise ValueError(
             f"{CAPTURE_KEY}: expected an integer from 0 to {max_captures - 1} (the engine's "
-            f"max_captures is {max_captures}), got {value!r}"
+            f"max_captures is {max_captures}), got {quoted(value)}"
         )
     return value
 

@@ -251,10 +251,11 @@ def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     from saif_vllm.metrics import count_request
-    from saif_vllm.validation import check_parameters, refused
+    from saif_vllm.validation import check_parameters, refused, with_plain_values
 
     if kwargs.get("resumable"):  # a piece of streaming input, checked as such
         return original(self, request_id, prompt, params, *args, **kwargs)
+    params = with_plain_values(params)
     with refused():
         asked = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
@@ -272,8 +273,9 @@ def _add_streaming_input_request(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    from saif_vllm.validation import checked_pieces
+    from saif_vllm.validation import checked_pieces, with_plain_values
 
+    sampling_params = with_plain_values(sampling_params)
     pieces = checked_pieces(input_stream, sampling_params, self.input_processor.saif)
     return original(self, request_id, pieces, sampling_params, *args, **kwargs)
 

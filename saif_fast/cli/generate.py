@@ -15,7 +15,7 @@ from saif_fast import hf
 from saif_fast.cli.app import out
 from saif_fast.cli.loading import load_info, load_tokenizer, read_lines, start_runtime
 from saif_fast.model_info import ModelInfo
-from saif_fast.request import SCOPES, parse_request
+from saif_fast.request import SCOPES, check_reached, parse_request
 from saif_fast.runtime import GenerationRequest, installed_runtimes
 from saif_fast.set_dir import SetDirectory
 
@@ -69,6 +69,8 @@ def generate(
     # Before anything is loaded: an engine takes a minute to start.
     asked = options if saif is None else {"saif": saif, **options}
     steering = parse_request(asked, available=sets.names())
+    if steering is not None:
+        check_reached(steering.window, max_tokens)
     lines = read_lines(prompts, "--prompts")
     texts = [line.text for line in lines]
     info = load_info(model)

@@ -186,6 +186,8 @@ def test_a_wrong_argument_is_one_sentence(
         (("--saif", "french*nan"), "strength between -10 and 10 for set 'french', got 'nan'"),
         (("--saif", "french", "--scope", "everything"), "saif_scope"),
         (("--saif", "french", "--start", "-1"), "saif_start"),
+        (("--saif", "french", "--start", "64"), "max_tokens), 64, got 64"),
+        (("--saif", "french*0"), "a strength other than 0 for set 'french'"),
         (("--compare",), "--compare: expected --saif"),
         (("--scope", "all"), "'saif_scope' was given without 'saif'"),
     ],

@@ -53,7 +53,7 @@ def test_what_is_gone_is_forgotten(tmp_path: Path) -> None:
     offered, old = catalog(tmp_path), None
     for i in range(20):
         file = tmp_path / f"a{i}.safetensors"
-        vector(float(i)).save(file)
+        vector(float(i + 1)).save(file)
         offered[file.stem]
         if old is not None:
             old.unlink()
