@@ -118,6 +118,11 @@ class Proof:
         self._saved[place].copy_(self.tally.table[row])
         self._left[steered.admission] = steered, place
 
+    def forget(self, steered: Steered) -> None:
+        """A request that has left was never there."""
+        _, place = self._left.pop(steered.admission)
+        self._places.append(place)
+
     def count(self, token_row: Tensor) -> None:
         """Add the step that has run.
 

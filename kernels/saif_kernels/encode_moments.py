@@ -222,9 +222,9 @@ def encode_moments(x: Tensor, sae: Sae, without: Tensor | None = None) -> Moment
     ``sum_squares_i = sum_t a_ti**2``, ``max_i = max_t a_ti``, and with ``b = a(without)``
     ``n_greater_i = sum_t [a_ti > b_ti]``, ``sum_difference_i = sum_t (a_ti - b_ti)``.
 
-    Extra memory is O(d_sae), and O(T * k) for a TopK SAE; other activations never leave a tile. Sums are
-    fp32 over at most an eighth of the tokens and fp64 from there on: split x above 2**24 tokens,
-    where counts would round, and :meth:`Moments.merge`.
+    Extra memory is O(d_sae), and O(T * k) for a TopK SAE; all else never leaves a tile. Sums are
+    fp64, but without a k fp32 over up to an eighth of the tokens: split x above 2**24 tokens, where
+    counts would round, and :meth:`Moments.merge`.
 
     Args:
         x: [T, d_model] of W_enc's dtype, any row stride. For an SAE that normalizes each token,
