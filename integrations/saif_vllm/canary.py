@@ -52,13 +52,14 @@ def check(steering: Steering, runner: Any) -> None:
             plain, again = (_forward(runner, batch) for _ in range(2))
             if isinstance(plain, Tensor):  # drafts may have taken some tokens' place
                 batch = batch._replace(n_tokens=min(batch.n_tokens, len(plain)))
+            own = slice(batch.n_tokens)  # and not what a graph is padded with
             for layer, tables in steering.layers.items():
                 for kind, edits in _canaries(tables.bank.vector.shape[1]).items():
                     output = _with_canary(steering, layer, edits, runner, batch)
                     # Pipeline ranks before the last have no output of their own.
                     least = _LEAST_CHANGE * min(1.0, tables.max_dose or 1.0)
                     if isinstance(output, Tensor) and not _moved(
-                        *(rows[: batch.n_tokens] for rows in (plain, again, output)), least
+                        plain[own], again[own], output[own], least
                     ):
                         raise RuntimeError(
                             f"start-up canary: {kind} at layer {layer} did not change the output "

@@ -48,6 +48,7 @@ def test_nothing_is_compiled_while_serving(
     engine = {
         "max_num_batched_tokens": 80,  # chunks of prompts, beside others' tokens
         "max_num_seqs": 6,
+        "max_model_len": 192,
         "num_gpu_blocks_override": 15,  # of 32 tokens, for 6 requests of about 110
         "disable_log_stats": False,
     }
