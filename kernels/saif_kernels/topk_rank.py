@@ -82,8 +82,10 @@ def _rank_kernel(
                     m_own = (o_n == latent - first_n)[None, :]
                     b_own = tl.sum(tl.where(m_own, b_pre, 0.0), axis=1)
                     tl.store(p_chosen + o_chosen + i_l, b_own, mask=m_t)
-    m_rank = m_t[:, None] & (o_l < L)[None, :] & (counts != 0)
-    tl.atomic_add(p_rank + (o_chosen[:, None] + o_l[None, :]), b_rank, mask=m_rank, sem="relaxed")
+    if counts != 0:
+        o_rank = o_chosen[:, None] + o_l[None, :]
+        m_rank = m_t[:, None] & (o_l < L)[None, :]
+        tl.atomic_add(p_rank + o_rank, b_rank, mask=m_rank, sem="relaxed")
 
 
 def topk_rank_triton(
