@@ -157,14 +157,13 @@ def _without_padding(runner: Any) -> AbstractContextManager[object]:
             return prepare(input_batch, req_states)
 
         return patch.object(runner.model_state, "prepare_inputs", prepare_inputs)
-    # Earlier versions of vLLM mark nothing.
-    if not hasattr(runner, "_prepare_padding_mask"):
+    mark = getattr(runner, "_prepare_padding_mask", None)
+    if mark is None:  # an earlier vLLM
         return nullcontext()
-    mask = runner._prepare_padding_mask
     return patch.object(
         runner,
         "_prepare_padding_mask",
-        lambda num_tokens_unpadded, num_tokens_padded: mask(num_tokens_padded, num_tokens_padded),
+        lambda *args, **kwargs: mark(*args, **kwargs).fill_(False),
     )
 
 

@@ -75,9 +75,10 @@ class Runner:
 
 
 class V1(Runner):
-    def _prepare_padding_mask(self, num_tokens_unpadded: int, num_tokens_padded: int) -> None:
+    def _prepare_padding_mask(self, num_tokens_unpadded: int, num_tokens_padded: int) -> Tensor:
         self.is_padding[:num_tokens_unpadded] = False
         self.is_padding[num_tokens_unpadded:num_tokens_padded] = True
+        return self.is_padding[:num_tokens_padded]
 
     def _dummy_run(
         self, n_tokens: int, *, uniform_decode: bool, skip_eplb: bool, force_attention: bool

@@ -27,6 +27,7 @@ ASKED: dict[str, dict[str, Any] | None] = {
     "all": {"saif": "vector_middle*0.3", "saif_scope": "all"},
     "decay": {"saif": "both", "saif_start": 1, "saif_stop": 9, "saif_decay": 0.2},
     "two_sets": {"saif": "clamp_middle*0.5 + vector_last*0.3"},
+    "several": {"saif": "add_last"},
 }
 KERNELS = "launched after the start: _steps_kernel _tally_kernel _tile_kernel _token_kernel"
 
@@ -41,15 +42,15 @@ def test_nothing_is_compiled_while_serving(
             "prompt": text[7 * i : 7 * i + 80 + 9 * i],
             "max_tokens": 12,
             "extra_args": extra_args,
-            "params": {"n": 2 if name == "all" else 1},
+            "params": {"n": 2, "temperature": 1.0} if name == "several" else {},
         }
         for i, (name, extra_args) in enumerate(ASKED.items())
     }
     engine = {
         "max_num_batched_tokens": 80,  # chunks of prompts, beside others' tokens
-        "max_num_seqs": 6,
+        "max_num_seqs": 7,
         "max_model_len": 192,
-        "num_gpu_blocks_override": 15,  # of 32 tokens, for 6 requests of about 110
+        "num_gpu_blocks_override": 15,  # of 32 tokens, for 7 requests of about 120
         "disable_log_stats": False,
     }
     served = run(
@@ -68,6 +69,8 @@ def test_nothing_is_compiled_while_serving(
     assert KERNELS in served.log
     comparison = hf_reference.Comparison()
     for (name, request), got in zip(asked.items(), served.batches[0], strict=True):
+        if name == "several":  # drawn at random
+            continue
         comparison.add(name, hf_reference.generate(hf_model, sets, request), got)
     comparison.check()
 
