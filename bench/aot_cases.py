@@ -106,9 +106,9 @@ def encode_topk(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
     encode_topk_triton(x, W_enc, empty(D_SAE), empty(D_SAE), 32)
 
 
-def encode_moments(d_model: int, dtype: torch.dtype, n_tokens: int, k: int | None = None) -> None:
+def encode_moments(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
     x, W_enc = empty(n_tokens, d_model, dtype=dtype), empty(d_model, D_SAE, dtype=dtype)
-    encode_moments_triton(x, x, W_enc, empty(D_SAE), empty(D_SAE), k)
+    encode_moments_triton(x, x, W_enc, empty(D_SAE), empty(D_SAE), None)
 
 
 def topk_rank(d_model: int, dtype: torch.dtype, n_latents: int) -> None:
@@ -135,7 +135,6 @@ REGIMES: dict[str, dict[str, Callable[[int, torch.dtype], None]]] = {
     "encode_moments": {
         "few tokens, two sides": partial(encode_moments, n_tokens=16),
         "many tokens, two sides": partial(encode_moments, n_tokens=8192),
-        "TopK": partial(encode_moments, n_tokens=8192, k=32),
     },
     "topk_rank": {
         "16 latents": partial(topk_rank, n_latents=16),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -10,46 +13,81 @@ from torch import Tensor
 from saif_fast.latent_set import LatentSet
 from saif_fast.slots import Placement
 from saif_kernels import LatentEdits, Window
-from saif_vllm.steering import Steering
+from saif_kernels._triton import compiles_in_time
+from saif_kernels.steer import FEW_TOKENS
+from saif_vllm.request import SetUse, Steered
+from saif_vllm.steering import LayerSteering, Steering
+from saif_vllm.step import BatchRequest
 
 # Of each channel: far above the residual stream's usual entries, far below fp16's largest number.
 _STRENGTH = 64.0
 # A change of the output below this part of it could be noise.
 _LEAST_CHANGE = 1e-2
 _N_TOKENS = 16
-_SLOT = _ROW = 0  # nothing is loaded yet, and no request runs
+_SLOT = 0  # nothing is loaded yet
+
+
+class _Batch(NamedTuple):
+    """A dummy batch."""
+
+    n_tokens: int
+    decode: bool
+
+    def __str__(self) -> str:
+        return f"a {'decode' if self.decode else 'prefill'} batch of size {self.n_tokens}"
 
 
 def check(steering: Steering, runner: Any) -> None:
     """Run the engine's own dummy batches with and without a canary at each hooked layer.
 
-    Decode-sized and prefill-sized, so a captured graph is replayed where there is one; with a
-    constant and with a live latent. The canary is gone afterwards.
+    Of all sizes that are run in another way, by a model runner or by our kernels; with a constant
+    and with a live latent. What a steered step needs has been compiled afterwards, and the canary
+    is gone.
 
     Raises:
         RuntimeError: at some layer the evidence of steered tokens or the output did not move.
     """
-    for decode in (True, False):
-        plain, again = (_forward(runner, decode) for _ in range(2))
-        for layer, tables in steering.layers.items():
-            for kind, edits in _canaries(tables.bank.vector.shape[1]).items():
-                batch = f"a {'decode' if decode else 'prefill'} batch"
-                tables.dose.fill_(-1)
-                output = _with_canary(steering, layer, edits, runner, decode)
-                if (tables.dose[:, 0, 0] < 0).all():
-                    raise RuntimeError(
-                        f"start-up canary: layer {layer} steered no token of {batch}; "
-                        "its hook is not in the model that runs"
-                    )
-                # Pipeline ranks before the last have no output of their own.
-                least = _LEAST_CHANGE * min(1.0, tables.max_dose or 1.0)
-                if isinstance(output, Tensor) and not _moved(plain, again, output, least):
-                    raise RuntimeError(
-                        f"start-up canary: {kind} at layer {layer} did not change the output of "
-                        f"{batch}"
-                    )
-    for tables in steering.layers.values():
-        tables.dose.fill_(-1)
+    with compiles_in_time(), _without_padding(runner):
+        for batch in _batches(runner):
+            plain, again = (_forward(runner, batch) for _ in range(2))
+            if isinstance(plain, Tensor):  # drafts may have taken some tokens' place
+                batch = batch._replace(n_tokens=min(batch.n_tokens, len(plain)))
+            own = slice(batch.n_tokens)  # and not what a graph is padded with
+            for layer, tables in steering.layers.items():
+                for kind, edits in _canaries(tables.bank.vector.shape[1]).items():
+                    output = _with_canary(steering, layer, edits, runner, batch)
+                    # Pipeline ranks before the last have no output of their own.
+                    least = _LEAST_CHANGE * min(1.0, tables.max_dose or 1.0)
+                    if isinstance(output, Tensor) and not _moved(
+                        plain[own], again[own], output[own], least
+                    ):
+                        raise RuntimeError(
+                            f"start-up canary: {kind} at layer {layer} did not change the output "
+                            f"of {batch}"
+                        )
+
+
+def _batches(runner: Any) -> Iterator[_Batch]:
+    """Few tokens and many, each captured in a graph where there are graphs, and beyond the largest.
+
+    As far as such batches can come up: where a batch has no more than ``FEW_TOKENS``, there are few
+    only.
+    """
+    is_v2 = hasattr(runner, "model_state")
+    # What a decode step of one request runs, drafts included.
+    query = getattr(runner, "uniform_decode_query_len", None) or runner.decode_query_len
+    yield _Batch(query, decode=True)
+    n_requests = FEW_TOKENS // query + 1
+    if n_requests <= runner.max_num_reqs and n_requests * query <= runner.max_num_tokens:
+        yield _Batch(n_requests * query, decode=True)
+    # V2 makes requests of one token, a decode batch again, as long as there are enough. V1 gives
+    # each request the length of the batch.
+    least = runner.max_num_reqs + 1 if is_v2 else 1
+    most = runner.max_num_tokens if is_v2 else min(runner.max_num_tokens, runner.max_model_len)
+    captured = runner.vllm_config.compilation_config.cudagraph_capture_sizes or ()
+    sizes = (_N_TOKENS, FEW_TOKENS + 1, max((FEW_TOKENS, *captured)) + 1)
+    for n_tokens in sorted({min(max(n, least), most) for n in sizes}):
+        yield _Batch(n_tokens, decode=False)
 
 
 def _canaries(d_model: int) -> dict[str, LatentEdits]:
@@ -66,32 +104,67 @@ def _canaries(d_model: int) -> dict[str, LatentEdits]:
 
 
 def _with_canary(
-    steering: Steering, layer: int, edits: LatentEdits, runner: Any, decode: bool
+    steering: Steering, layer: int, edits: LatentEdits, runner: Any, batch: _Batch
 ) -> Any:
     step, place = steering.step, Placement(_SLOT, {layer: 0})
     steering.write(place, {layer: edits})
-    step.rows.write(_ROW, [(_SLOT, 1.0)], prompt_len=1, window=Window())
-    step.force_row(_ROW)
-    output = _forward(runner, decode)
-    step.force_row(None)
-    step.rows.clear(_ROW)
+    use = SetUse("canary", "", 1.0, changes_kv=False, slot=_SLOT)
+    capture = -1 if step.capture is None else 0
+    steered = Steered((use,), Window(prompt=True), capture, request_id="canary")
+    with step.rehearsal(BatchRequest(steered, prompt_len=batch.n_tokens), batch.n_tokens):
+        output = _forward(runner, batch)
+        _check_evidence(steering.layers[layer], layer, batch)
+        # A user is not warned of a canary's dose.
+        step.proof.tally.dose[..., 0].clamp_(max=0)
+    if step.capture is not None:
+        step.capture.store[:, capture].zero_()
     steering.write(place, {})
     return output
 
 
-def _forward(runner: Any, decode: bool) -> Any:
-    if decode:
-        # What a decode step of one request runs, drafts included.
-        n_tokens = getattr(runner, "uniform_decode_query_len", None) or runner.decode_query_len
-    elif hasattr(runner, "model_state"):
-        # V2 makes requests of one token, a decode batch again, as long as there are enough.
-        n_tokens = min(runner.max_num_reqs + 1, runner.max_num_tokens)
-    else:
-        n_tokens = min(_N_TOKENS, runner.max_num_tokens)
+def _check_evidence(tables: LayerSteering, layer: int, batch: _Batch) -> None:
+    n_missed = int((tables.dose[: batch.n_tokens, 0, 0] < 0).sum())
+    if n_missed:
+        n_steered = batch.n_tokens - n_missed
+        steered = f"{n_steered} tokens" if n_steered else "no token"
+        raise RuntimeError(
+            f"start-up canary: layer {layer} steered {steered} of {batch}; "
+            "its hook is not in the model that runs"
+        )
+
+
+def _forward(runner: Any, batch: _Batch) -> Any:
     options = {} if hasattr(runner, "model_state") else {"force_attention": True}
-    output = runner._dummy_run(n_tokens, uniform_decode=decode, skip_eplb=True, **options)[0]
+    output = runner._dummy_run(
+        batch.n_tokens, uniform_decode=batch.decode, skip_eplb=True, **options
+    )[0]
     # A graph's output buffer is overwritten by the next replay.
     return output.float().clone() if isinstance(output, Tensor) else output
+
+
+def _without_padding(runner: Any) -> AbstractContextManager[object]:
+    """Dummy batches inside are of tokens.
+
+    vLLM marks all of theirs as padding, for which a mixture of experts does nothing: its output is
+    then what the memory held before, with a canary or without.
+    """
+    if hasattr(runner, "model_state"):
+        prepare = runner.model_state.prepare_inputs
+
+        def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
+            if hasattr(input_batch, "is_padding"):
+                input_batch.is_padding.fill_(False)
+            return prepare(input_batch, req_states)
+
+        return patch.object(runner.model_state, "prepare_inputs", prepare_inputs)
+    mark = getattr(runner, "_prepare_padding_mask", None)
+    if mark is None:  # an earlier vLLM
+        return nullcontext()
+    return patch.object(
+        runner,
+        "_prepare_padding_mask",
+        lambda *args, **kwargs: mark(*args, **kwargs).fill_(False),
+    )
 
 
 def _moved(plain: Tensor, again: Tensor, steered: Tensor, least: float) -> bool:

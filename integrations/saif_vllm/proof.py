@@ -125,6 +125,11 @@ class Proof:
         self.tally.clear(row)  # its signals end with it
         self._left[steered.admission] = steered, place
 
+    def forget(self, steered: Steered) -> None:
+        """A request that has left was never there."""
+        _, place = self._left.pop(steered.admission)
+        self._places.append(place)
+
     def count(self, token_row: Tensor) -> None:
         """Add the step that has run.
 

@@ -6,6 +6,8 @@ All are allocated once and filled in place, since a CUDA graph keeps the pointer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +61,7 @@ class StepTables:
         self._held: dict[BatchRequest, int] = {}  # rows of the batch's requests, -1 = unsteered
         self._free = list(reversed(range(len(rows.table))))
         self._filled = 0  # tokens from here on have row -1
-        self._begun = self._forced = False
+        self._begun = self._rehearses = False
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by name."""
@@ -128,18 +130,35 @@ class StepTables:
             self.proof.count(self.token_row[: self._filled])
 
     def clear(self) -> None:
-        """What runs next is a dummy batch: it is not steered, unless forced."""
-        if self._forced or not self._filled:
+        """What runs next is a dummy batch: it is not steered, unless in a rehearsal."""
+        if self._rehearses or not self._filled:
             return
         self.token_row[: self._filled].fill_(-1)
         self.token_scale[: self._filled].zero_()
         self._filled = 0
 
-    def force_row(self, row: int | None) -> None:
-        """Give every token ``row`` and scale 1, whatever the batch; None ends that."""
-        self._forced = row is not None
-        self.token_row.fill_(-1 if row is None else row)
-        self.token_scale.fill_(0.0 if row is None else 1.0)
+    @contextmanager
+    def rehearsal(self, request: BatchRequest, n_tokens: int) -> Iterator[None]:
+        """A dummy batch that runs inside is a step of ``request``, of its first ``n_tokens``.
+
+        It comes, is steered, is counted and leaves by what does so while serving, which is so
+        compiled before; then nothing is left of it.
+
+        Raises:
+            RuntimeError: as :meth:`finish`.
+        """
+        self._rehearses = True
+        device = self.token_row.device
+        starts = torch.tensor([0, n_tokens], dtype=torch.int32, device=device)
+        for dtype in (torch.int32, torch.int64):  # a model runner has one of these
+            positions = torch.arange(n_tokens, dtype=dtype, device=device)
+            self.begin([request], starts, positions, n_tokens)
+        yield
+        self.finish()
+        self.begin([], starts[:1], positions, 0)
+        self._begun = self._rehearses = False
+        if request.steered is not None:
+            self.proof.forget(request.steered)
 
     def _assign(self, batch: list[BatchRequest]) -> None:
         """Give each steered request a row; those that are gone give theirs back first."""

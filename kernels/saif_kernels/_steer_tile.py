@@ -152,25 +152,26 @@ def steer_tile(
     b_reach = tl.sum(tl.abs(b_weight) * b_norm[None, :], axis=1)
     b_norm = tl.load(bank.vector_norm + o_slot, mask=m_m, other=0.0)
     b_reach += tl.sum(tl.abs(b_strength) * b_norm[None, :], axis=1)
+    m_finite = (b_reach < float("inf")) & (b_x2 < float("inf"))
+    latents = as_operands(tl.where(m_finite[:, None], b_weight, 0.0), DTYPE)
+    vectors = as_operands(tl.where(m_finite[:, None], b_strength, 0.0), DTYPE)
     b_factor = tl.where(b_reach <= longest(b_x2, max_dose, LARGEST), 1.0, -1.0)  # NaN is not <=
     if tl.min(tl.where(m_t, b_factor, 1.0), axis=0) < 0:
-        latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
         b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
-        for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
+        for i_d in tl.range(0, D, BLOCK_D, num_stages=1):
             o_d = i_d + tl.arange(0, BLOCK_D)
             b_change = tile_change(
                 bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, o_d < D, D
             )
             b_squares += squares(b_change, WIDTH)
         b_factor = shortened(tl.sum(b_squares, axis=1), b_x2, max_dose, LARGEST)
-        b_weight = times(b_weight, b_factor[:, None])
-        b_strength = times(b_strength, b_factor[:, None])
-    latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
+        b_factor = tl.where(m_finite, b_factor, -1.0)
     b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
         b_change = tile_change(bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, m_d, D)
+        b_change = times(b_change, b_factor[:, None])
         if p_dose is not None:
             b_squares += squares(b_change, WIDTH)
         m_td = m_t[:, None] & m_d[None, :]

@@ -172,6 +172,7 @@ def token_change(
     N_PARTS: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr = 3,
 ):
     """``scale * sum_s w_s * (vector_s + sum_i D_i * W_dec_i)`` at the channels ``o_d`` in fp32, and
     the sum of its terms' lengths over all channels, which it cannot exceed.
@@ -187,7 +188,7 @@ def token_change(
             reach += tl.abs(weight) * tl.load(bank.vector_norm + slot)
             first = tl.load(bank.offset + slot).to(tl.int64)
             n_latents = tl.load(bank.n_latents + slot)
-            for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=3):
+            for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=NUM_STAGES):
                 o_k = i_k + tl.arange(0, BLOCK_K)
                 m_k = o_k < n_latents
                 if p_partial is None:
@@ -233,14 +234,19 @@ def steer_token(
         scale = tl.load(tokens.scale + i_t)
         p_hidden = x.hidden + i_t * x.hidden_stride + o_d
         b_hidden = tl.load(p_hidden, mask=m_d, other=0.0)
-        b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
-        b_x2 = tl.sum(b_x * b_x, axis=0)
+        b_x = None
+        if p_partial is None:
+            b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+            part_x2 = tl.sum(b_x * b_x, axis=0)
+        else:
+            part_x2 = tl.load(p_x2 + i_t * N_PARTS + i_part)
         b_change, reach = token_change(
             b_x, bank, tokens, p_partial, i_t, row, scale, o_d, m_d,
             D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
         )  # fmt: skip
+        part_change2 = tl.sum(b_change * b_change, axis=0)
         if p_partial is None:
-            factor = shortened(tl.sum(b_change * b_change, axis=0), b_x2, max_dose, LARGEST)
+            factor = shortened(part_change2, part_x2, max_dose, LARGEST)
         else:
             x2 = tl.sum(tl.load(p_x2 + i_t * N_PARTS + tl.arange(0, N_PARTS)), axis=0)
             # Mostly its reach says that the change is short enough. (NaN is not <=.)
@@ -252,14 +258,14 @@ def steer_token(
                     m_i = (o_i < (i + 1) * PART_D) & (o_i < D)
                     b_part, _ = token_change(
                         b_x, bank, tokens, p_partial, i_t, row, scale, o_i, m_i,
-                        D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
+                        D, M, N_PARTS, MAX_LATENTS, BLOCK_K, NUM_STAGES=1,
                     )  # fmt: skip
                     change2 += tl.sum(b_part * b_part, axis=0)
                 factor = shortened(change2, x2, max_dose, LARGEST)
         if scale != 0:
-            b_change = times(b_change, factor)
-            change2 = tl.sum(b_change * b_change, axis=0)
-            store_dose(p_dose, i_t, i_part, change2, b_x2, factor, scale != 0)
+            part_change2 *= factor * factor
+            store_dose(p_dose, i_t, i_part, part_change2, part_x2, factor, scale != 0)
             if factor >= 0:
+                b_change = times(b_change, factor)
                 b_steered = rounded(b_hidden.to(tl.float32) + b_change, b_hidden.dtype)
                 tl.store(p_hidden, b_steered, mask=m_d)

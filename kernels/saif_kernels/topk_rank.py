@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from saif_kernels._triton import jit, next_power_of_2, tl
 from saif_kernels.encode import (
@@ -20,40 +19,15 @@ LATENTS = 64  # at most so many a launch: their counts live in registers
 _MANY_LATENTS = 32  # above, the counts of 128 tokens would not fit
 
 
-@jit
-def _chosen_kernel(
-    p_x,  # [T, D]
-    p_W_enc,  # [D, BLOCK_N], the chosen columns and padding
-    p_b_enc,  # [BLOCK_N] fp32
-    p_chosen,  # [T, L] fp32, written
-    T,
-    stride_x,
-    D: tl.constexpr,
-    L: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Program tile: the chosen latents' pre-activations, by the arithmetic they compete with."""
-    i_t = tl.program_id(0)
-    b_pre = tile_pre(
-        p_x, p_W_enc, p_b_enc, i_t, 0, T, stride_x, BLOCK_N,
-        D, BLOCK_N, BLOCK_T, BLOCK_N, BLOCK_D,
-    )  # fmt: skip
-    o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    o_n = tl.arange(0, BLOCK_N)
-    p_chosen += o_t.to(tl.int64)[:, None] * L + o_n[None, :]
-    tl.store(p_chosen, b_pre, mask=(o_t < T)[:, None] & (o_n < L)[None, :])
-
-
-@jit
+@jit(do_not_specialize=["counts"])
 def _rank_kernel(
     p_x,  # [T, D]
     p_W_enc,  # [D, N]
     p_b_enc,  # [N] fp32
     p_latent,  # [L] int32
-    p_chosen,  # [T, L] fp32
-    p_rank,  # [T, L] int32, added to
+    p_chosen,  # [T, L] fp32: the chosen latents' pre-activations, written by the first launch
+    p_rank,  # [T, L] int32, added to by the second launch
+    counts,  # 0 in the first launch, 1 in the second
     T,
     stride_x,
     stride_W_enc,
@@ -65,7 +39,11 @@ def _rank_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """Program (tile, part, group): how many of the part's latents come before each chosen one."""
+    """Program (tile, part, group): how many of the part's latents come before each chosen one.
+
+    What a latent competes with is its own number in the same tile of the same kernel, as another
+    product may round otherwise. So one kernel is launched twice.
+    """
     i_t = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
     if i_t * BLOCK_T >= T:
         return
@@ -74,32 +52,40 @@ def _rank_kernel(
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     o_chosen = o_t.to(tl.int64) * L
     m_t = o_t < T
+    b_tile = tl.load(p_latent + o_l, mask=o_l < L, other=-1) // BLOCK_N
     b_rank = tl.zeros((BLOCK_T, BLOCK_L), dtype=tl.int32)
     for i_n in range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1)):
-        b_pre = tile_pre(
-            p_x, p_W_enc, p_b_enc, i_t, i_n, T, stride_x, stride_W_enc,
-            D, N, BLOCK_T, BLOCK_N, BLOCK_D,
-        )  # fmt: skip
-        first_n = i_n * BLOCK_N
-        b_pre = tl.where((o_n < N - first_n)[None, :], b_pre, float("-inf"))
-        for i_l in range(L):
-            latent = tl.load(p_latent + i_l)
-            b_chosen = tl.load(p_chosen + o_chosen + i_l, mask=m_t, other=0.0)[:, None]
-            # Equal ones count where their index is lower. Nearly every tile lies on one side of
-            # the latent, and there one comparison says it all.
-            if first_n + BLOCK_N <= latent:
-                m_before = b_pre >= b_chosen
-            elif first_n > latent:
-                m_before = b_pre > b_chosen
-            else:  # its own tile; it does not compete with itself
-                o_other = (o_n - (latent - first_n))[None, :]
-                m_before = ((b_pre > b_chosen) & (o_other != 0)) | (
-                    (b_pre == b_chosen) & (o_other < 0)
-                )
-            b_before = tl.sum(m_before.to(tl.int32), axis=1)
-            b_rank += tl.where(o_l[None, :] == i_l, b_before[:, None], 0)
-    p_rank += o_chosen[:, None] + o_l[None, :]
-    tl.atomic_add(p_rank, b_rank, mask=m_t[:, None] & (o_l < L)[None, :], sem="relaxed")
+        n_chosen = tl.sum(((b_tile == i_n) & (o_l < L)).to(tl.int32), axis=0)
+        if (counts != 0) | (n_chosen > 0):
+            b_pre = tile_pre(
+                p_x, p_W_enc, p_b_enc, i_t, i_n, T, stride_x, stride_W_enc,
+                D, N, BLOCK_T, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            first_n = i_n * BLOCK_N
+            b_pre = tl.where((o_n < N - first_n)[None, :], b_pre, float("-inf"))
+            for i_l in range(L):
+                latent = tl.load(p_latent + i_l)
+                if counts != 0:
+                    b_chosen = tl.load(p_chosen + o_chosen + i_l, mask=m_t, other=0.0)[:, None]
+                    # Equal ones count where their index is lower. Nearly every tile lies on one
+                    # side of the latent, and there one comparison says it all.
+                    if first_n + BLOCK_N <= latent:
+                        m_before = b_pre >= b_chosen
+                    elif first_n > latent:
+                        m_before = b_pre > b_chosen
+                    else:
+                        m_lower = (o_n < latent - first_n)[None, :]
+                        m_before = (b_pre > b_chosen) | ((b_pre == b_chosen) & m_lower)
+                    b_before = tl.sum(m_before.to(tl.int32), axis=1)
+                    b_rank += tl.where(o_l[None, :] == i_l, b_before[:, None], 0)
+                elif (first_n <= latent) & (latent < first_n + BLOCK_N):
+                    m_own = (o_n == latent - first_n)[None, :]
+                    b_own = tl.sum(tl.where(m_own, b_pre, 0.0), axis=1)
+                    tl.store(p_chosen + o_chosen + i_l, b_own, mask=m_t)
+    if counts != 0:
+        o_rank = o_chosen[:, None] + o_l[None, :]
+        m_rank = m_t[:, None] & (o_l < L)[None, :]
+        tl.atomic_add(p_rank + o_rank, b_rank, mask=m_rank, sem="relaxed")
 
 
 def topk_rank_triton(
@@ -116,38 +102,32 @@ def topk_rank_triton(
     rank = torch.zeros(n_tokens, n_latents, dtype=torch.int32, device=x.device)
     if n_latents == 0:
         return rank
+    latents = latents.to(torch.int32).contiguous()
     blocks = encode_blocks(n_tokens, x.dtype, 128 if n_latents <= _MANY_LATENTS else 64)
     grid = encode_grid(n_tokens, d_sae, blocks)
-    columns = pad(latents, (0, blocks.N - n_latents))  # with latent 0, whose result is not stored
     chosen = torch.empty(n_tokens, n_latents, dtype=torch.float32, device=x.device)
-    shared = dict(
-        p_x=x,
-        p_chosen=chosen,
-        T=n_tokens,
-        stride_x=x.stride(0),
-        D=d_model,
-        L=n_latents,
-        BLOCK_T=blocks.T,
-        BLOCK_N=blocks.N,
-        BLOCK_D=blocks.D,
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
-    )
-    _chosen_kernel[(grid[0] * grid[2],)](
-        p_W_enc=W_enc.index_select(1, columns),
-        p_b_enc=b_enc.index_select(0, columns),
-        **shared,
-    )
-    _rank_kernel[grid](
-        p_W_enc=W_enc,
-        p_b_enc=b_enc,
-        p_latent=latents.to(torch.int32).contiguous(),
-        p_rank=rank,
-        stride_W_enc=W_enc.stride(0),
-        N=d_sae,
-        BLOCK_L=next_power_of_2(n_latents),
-        **shared,
-    )
+    for counts in (0, 1):
+        _rank_kernel[grid](
+            p_x=x,
+            p_W_enc=W_enc,
+            p_b_enc=b_enc,
+            p_latent=latents,
+            p_chosen=chosen,
+            p_rank=rank,
+            counts=counts,
+            T=n_tokens,
+            stride_x=x.stride(0),
+            stride_W_enc=W_enc.stride(0),
+            D=d_model,
+            N=d_sae,
+            L=n_latents,
+            BLOCK_T=blocks.T,
+            BLOCK_N=blocks.N,
+            BLOCK_D=blocks.D,
+            BLOCK_L=next_power_of_2(n_latents),
+            num_warps=blocks.num_warps,
+            num_stages=blocks.num_stages,
+        )
     return rank
 
 

@@ -43,6 +43,19 @@ def _with(create_dot: Any, cast_impl: Any) -> AbstractContextManager[object]:
     return mock.patch.multiple(InterpreterBuilder, create_dot=create_dot, cast_impl=cast_impl)
 
 
+def _dot_by_place(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+    """Each result is off by up to 8 units in the last place, by its row and column in the tile."""
+    product = _dot(self, a, b, d, *options)
+    row, column = np.indices(product.data.shape)
+    off = ((row * 5 + column * 11) % 17 - 8) * np.finfo(np.float32).eps
+    return TensorHandle((product.data * (1 + off)).astype(product.data.dtype), product.dtype)
+
+
+def rounded_by_place() -> AbstractContextManager[object]:
+    """A dot's rounding depends on where in the tile a result is, as on hardware it may."""
+    return _with(_dot_by_place, _cast)
+
+
 def bf16_put_right() -> AbstractContextManager[object]:
     """Interpreted kernels inside multiply and round bf16 as a GPU does."""
     return _with(_dot, _cast)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_kernels import Moments, encode, encode_moments, encode_topk
+from saif_kernels import Moments, encode, encode_moments
 from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
+from saif_kernels.encode_topk import encode_topk_triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import (
@@ -163,11 +164,26 @@ def test_misfits_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_token_of_a_topk_sae_has_its_k_latents(dtype: torch.dtype) -> None:
-    # The k-th is found again by a product of its own, which must round as the first did.
     d_model = 4096 if DEVICE == "cuda" else 300
-    case = random_encode(200, d_model=d_model, dtype=dtype, kind="topk", device=DEVICE)
-    k = case.sae.k
+    check_k_latents(random_encode(200, d_model=d_model, dtype=dtype, kind="topk", device=DEVICE))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="bends the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_k_latents_wherever_a_tile_holds_them(dtype: torch.dtype) -> None:
+    from interpreter import rounded_by_place
+
+    with rounded_by_place():
+        check_k_latents(random_encode(200, d_model=64, dtype=dtype, kind="topk"))
+
+
+def check_k_latents(case: EncodeCase) -> None:
+    """Those of encode_topk are counted, and no other."""
+    W_enc, b_enc, k = case.sae.W_enc, case.sae.b_enc, case.sae.k
     assert k is not None
-    table = encode_moments_triton(case.x, None, case.sae.W_enc, case.sae.b_enc, None, k)
-    active = encode_topk(case.x, case.sae, k).indices >= 0
-    assert table[0].sum() == active.sum() > 0
+    table = encode_moments_triton(case.x, None, W_enc, b_enc, None, k)
+    largest = encode_topk_triton(case.x, W_enc, b_enc, None, k)
+    assert (largest.indices >= 0).all()
+    n_active = largest.indices.flatten().bincount(minlength=W_enc.shape[1])
+    assert torch.equal(table[0], n_active.double())
+    assert table[1].sum() == pytest.approx(largest.values.double().sum().item())

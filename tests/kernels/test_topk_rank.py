@@ -108,6 +108,21 @@ def test_a_rank_below_k_is_membership_of_the_top_k(op: Any) -> None:
     assert member.gather(1, indices)[~near].all()
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="bends the interpreter")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ranks_are_distinct_wherever_a_tile_holds_the_latents(dtype: torch.dtype) -> None:
+    from interpreter import rounded_by_place
+
+    # Pairs of latents that only rounding tells apart.
+    case = random_encode(20, d_sae=70, dtype=dtype)
+    W_enc, b_enc = case.sae.W_enc.repeat(1, 2), case.sae.b_enc.repeat(2)
+    case = case._replace(sae=case.sae._replace(W_enc=W_enc, b_enc=b_enc))
+    latents = torch.arange(140, dtype=torch.int32)
+    with rounded_by_place():
+        ranks = run(topk_rank_triton, case, latents)
+    assert torch.equal(ranks.sort(dim=1).values, latents.expand(20, -1))
+
+
 @either
 def test_a_latent_may_be_chosen_twice_and_none_at_all(op: Any) -> None:
     case = random_encode(9, device=DEVICE)

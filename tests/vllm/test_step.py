@@ -203,8 +203,8 @@ def test_tables_keep_their_memory(step: StepTables) -> None:
     before = {name: buffer.data_ptr() for name, buffer in step.tensors().items()}
     assert {"token_row", "token_scale", "request_rows"} <= before.keys()
     run(step, ("x", A, 1, range(2)))
-    step.force_row(0)
-    step.force_row(None)
+    with step.rehearsal(BatchRequest(B, 8), 8):
+        layer_steering(step).steer(torch.zeros(8, D_MODEL), None)
     assert {name: buffer.data_ptr() for name, buffer in step.tensors().items()} == before
 
 
@@ -222,9 +222,33 @@ def test_a_layer_steers_and_leaves_evidence(step: StepTables) -> None:
     layer.steer(hidden, torch.full((8, 4), 2.0))
     assert hidden[:, 0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
     assert layer.dose[:5, 0].tolist() == [[-1, -1], [4, 16], [4, 16], [-1, -1], [-1, -1]]
-    step.force_row(0)
-    layer.steer(hidden, None)
-    assert (layer.dose[:, 0, 0] >= 0).sum() == 8
+
+
+def test_a_rehearsal_is_a_step_that_leaves_nothing(step: StepTables) -> None:
+    layer = layer_steering(step)
+    for _ in range(2):
+        with step.rehearsal(BatchRequest(asking("a", prompt=True), 8), 8):
+            step.clear()  # the seam of dummy batches
+            assert slots(step) == [[0]] * 8 + rest(8)
+            layer.steer(torch.zeros(10, D_MODEL), None)
+            assert (layer.dose[:, 0, 0] >= 0).sum() == 8
+        assert slots(step) == rest(0)
+        assert (layer.dose == -1).all()
+        assert step.proof.report() == []
+    run(step, ("x", A, 1, range(2)))
+    assert slots(step) == [[0], [0], *rest(2)]
+    (report,) = step.proof.report()
+    assert (report.planned, report.steered) == (2, 2)
+    step.clear()
+    assert slots(step) == rest(0)
+
+
+def test_a_rehearsal_that_misses_a_token_fails(step: StepTables) -> None:
+    with (
+        pytest.raises(RuntimeError, match="3 tokens that should have been steered were not"),
+        step.rehearsal(BatchRequest(asking("a", prompt=True), 8), 8),
+    ):
+        layer_steering(step).steer(torch.zeros(5, D_MODEL), None)
 
 
 def test_a_token_that_was_not_steered_stops_the_engine(step: StepTables) -> None:

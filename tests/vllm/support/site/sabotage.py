@@ -56,7 +56,7 @@ def hook_goes_quiet() -> None:
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
             # Not the canary's runs.
-            steered.append(not self.step._forced and self.step._filled > 0)
+            steered.append(not self.step._rehearses and self.step._filled > 0)
             if sum(steered) <= last:
                 original(self, hidden, residual)
 
