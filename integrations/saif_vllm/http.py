@@ -126,13 +126,12 @@ def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
         ValueError: steering that vLLM would drop or that cannot be done; names what is available.
     """
     place = ROUTES[route]
-    skimmed = _skim(body)
-    fields = _read_exactly(body) if skimmed is None else skimmed
+    fields, named = _read_fields(body)
     check_keys(fields)
     extra_args: Any = fields if place else None
     for name in place:
         extra_args = extra_args.get(name) if isinstance(extra_args, dict) else None
-    if skimmed is None:
+    if named:
         for key, where in _misplaced_keys(fields, extra_args):
             raise ValueError(_misplaced(key, where, route, catalog))
     asked = parse(extra_args, catalog) if isinstance(extra_args, dict) else None
@@ -231,25 +230,54 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return body, replay
 
 
-def _skim(body: bytes) -> dict[str, Any] | None:
-    """The fields of a body that nowhere names us, lists and strings left as bytes; None: it may.
+def _read_fields(body: bytes) -> tuple[dict[str, Any], bool]:
+    """The body's fields as vLLM reads them, and whether any key in it may be ours.
 
-    Messages, prompts and images are long and none of our business.
+    Lists and strings that name none of ours are left as bytes: messages, prompts and images are
+    long and none of our business.
+
+    Raises:
+        ValueError: as :func:`_decode`.
     """
-    if b"saif" in body.lower():
-        return None
+    named = _times_named(body)
+    fields = _skim(body)
+    within = {name: _times_named(raw) if named else 0 for name, raw in fields.items()}
+    # Fewer are left where a field was given twice, which keeps the last; and none of what msgspec
+    # does not read (NaN, UTF-16) and vLLM does. A name may also be spelt with escapes.
+    names = "".join(f'"{name}' for name in fields).encode()
+    if not fields or named != _times_named(names) + sum(within.values()):
+        found = _decode(body)
+        return (found if isinstance(found, dict) else {}), True
+    return {
+        name: _decode(bytes(raw)) if within[name] else _glance(raw) for name, raw in fields.items()
+    }, named > 0
+
+
+def _skim(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object; none where msgspec does not read it."""
     try:
-        fields = {
-            name: raw if memoryview(raw)[0] in b'["' else msgspec.json.decode(raw)
-            for name, raw in _fields_decoder.decode(body).items()
-        }
+        return _fields_decoder.decode(body)
     except (ValueError, RecursionError):
-        return None  # Python's own parser also takes NaN, UTF-16 and more, which are rare
-    return fields if fields.keys().isdisjoint(REQUEST_KEYS) else None  # spelt with escapes
+        return {}
 
 
-def _read_exactly(body: bytes) -> dict[str, Any]:
-    """The body's fields as vLLM reads them; empty where it will not.
+def _glance(raw: msgspec.Raw) -> Any:
+    """The value of a field, which names none of our keys; lists and strings as they are."""
+    if memoryview(raw)[0] in b'["':
+        return raw
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):  # such as 1e999
+        return _decode(bytes(raw))
+
+
+def _times_named(text: bytes | msgspec.Raw) -> int:
+    """How often a string in ``text`` begins as our keys do."""
+    return bytes(text).lower().count(b'"saif')
+
+
+def _decode(text: bytes) -> Any:
+    """JSON as vLLM reads it; None where it will not.
 
     Raises:
         ValueError: it is too deep, or names one of our keys, or what holds them, twice, of which
@@ -265,17 +293,17 @@ def _read_exactly(body: bytes) -> dict[str, Any]:
         return found
 
     try:
-        fields = json.loads(body, object_pairs_hook=collect)
+        value = json.loads(text, object_pairs_hook=collect)
     except RecursionError:
         # vLLM would say so, too; but it must not be able to read what we could not.
         raise ValueError(
             "body: expected some hundred levels of nesting at most, got more"
         ) from None
     except ValueError:
-        return {}
+        return None
     if twice:
         raise ValueError(f"{quoted(twice[0])}: expected once in an object, got it twice")
-    return fields if isinstance(fields, dict) else {}
+    return value
 
 
 async def _answer_400(send: Send, message: str) -> None:

@@ -20,6 +20,7 @@ from saif_vllm.catalog import SetCatalog
 from saif_vllm.http import ROUTES, SteeringGuard
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/inference/v1/generate"
+UNREAD = ("/v1/models", "/their/own", "/v1/audio/translations")
 # Of what a body may have, ours among them.
 PLACES = ("vllm_xargs", "sampling_params", "extra_args", "extra_body", "messages", "metadata")
 NAMES = st.sampled_from([*REQUEST_KEYS, *PLACES, "input", "Saif", "siaf", "max_tokens", "echo", ""])
@@ -113,11 +114,7 @@ def test_a_client_that_leaves_while_it_sends_is_seen_to_leave(client: Client) ->
 
 @pytest.mark.parametrize(
     "scope",
-    [
-        {"type": "websocket"},
-        {"method": "GET"},
-        *({"path": path} for path in ("/v1/models", "/their/own", "/v1/audio/translations")),
-    ],
+    [{"type": "websocket"}, {"method": "GET"}, *({"path": path} for path in UNREAD)],
     ids=str,
 )
 def test_what_is_not_ours_is_not_even_read(scope: dict[str, str], client: Client) -> None:
@@ -367,7 +364,10 @@ def test_any_body_passes_or_is_refused(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900, b'{"n": 1, "n": 2}'],
+    [
+        *(b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900, b'{"n": 1, "n": 2}'),
+        *(b'{"n": 1e999, "vllm_xargs": {"a": 1e999}}', b'{"vllm_xargs": {"\\ud800": "\\ud800"}}'),
+    ],
     ids=len,
 )
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
