@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.set_dir import NAME_PATTERN
+from saif_fast.names import NAME_PATTERN, listed
 from saif_kernels import OPEN_STOP, Window
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
@@ -64,7 +64,7 @@ def parse_request(
         return None
     if "saif" not in given:
         raise ValueError(
-            f"{sorted(given)[0]!r} was given without 'saif'; available sets: {_listed(available)}"
+            f"{sorted(given)[0]!r} was given without 'saif'; available sets: {listed(available)}"
         )
     sets = _parse_sets(given["saif"], available, max_strength, max_sets)
     return SteeringRequest(sets=sets, window=_parse_window(given))
@@ -133,7 +133,7 @@ def _parse_sets(
         raise ValueError(
             "saif: expected a string such as 'name' or 'name*0.8 + other*0.4', "
             f"got {_quoted(text)}; "
-            f"available sets: {_listed(available)}"
+            f"available sets: {listed(available)}"
         )
     sets: dict[str, float] = {}
     for term in _terms(text):
@@ -141,11 +141,11 @@ def _parse_sets(
         if match is None:
             raise ValueError(
                 "saif: expected 'name' or 'name*strength' between '+', "
-                f"got {_quoted(term)} in {_quoted(text)}; available sets: {_listed(available)}"
+                f"got {_quoted(term)} in {_quoted(text)}; available sets: {listed(available)}"
             )
         name = match["name"]
         if name not in available:
-            raise ValueError(f"unknown set {name!r}; available sets: {_listed(available)}")
+            raise ValueError(f"unknown set {name!r}; available sets: {listed(available, name)}")
         if name in sets:
             raise ValueError(f"saif: set {name!r} is given twice in {_quoted(text)}")
         sets[name] = _strength(name, match["strength"], max_strength, available)
@@ -169,7 +169,7 @@ def _strength(
     except ValueError:
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
-            f"{name!r}, got {_quoted(text)}; available sets: {_listed(available)}"
+            f"{name!r}, got {_quoted(text)}; available sets: {listed(available)}"
         ) from None
 
 
@@ -221,7 +221,3 @@ def _quoted(value: object) -> str:
     """As a message has it: what is wrong is seen from its beginning."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:99]}…"
-
-
-def _listed(available: Collection[str]) -> str:
-    return ", ".join(sorted(available)) or "none"

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from saif_fast.names import listed
 from saif_fast.request import REQUEST_KEYS, check_keys
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal, read_devices
@@ -79,14 +80,16 @@ class SteeringGuard:
             await self.app(scope, receive, send)
             return
         body, replay = await _read(receive)
-        front_end = scope["app"].state.engine_client.input_processor
-        try:
-            check_body(route, _fields(body), front_end.saif)
-        except ValueError as error:
-            count_refusal()
-            await _answer_400(send, str(error))
-            return
-        await self.app(scope, replay, send)
+        catalog = scope["app"].state.engine_client.input_processor.saif
+        # What is found here is what vLLM will be served with, which begins its answer first.
+        with catalog.one_request():
+            try:
+                check_body(route, _fields(body), catalog)
+            except ValueError as error:
+                count_refusal()
+                await _answer_400(send, str(error))
+                return
+            await self.app(scope, replay, send)
 
 
 def check_body(
@@ -142,7 +145,7 @@ def _misplaced(key: str, where: str, route: str, catalog: SetCatalog) -> str:
         example = {name: example}
     return (
         f"{key}: expected in {'.'.join(place)}, as in {json.dumps(example)}, got it in {where}; "
-        f"available sets: {', '.join(catalog) or 'none'}"
+        f"available sets: {listed(catalog)}"
     )
 
 

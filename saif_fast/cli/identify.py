@@ -12,10 +12,10 @@ from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import (
     as_task,
     builtin_contents,
-    check_output,
     load_model,
     load_sae,
     read_lines,
+    set_output,
 )
 from saif_fast.tasks import Task
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
@@ -88,7 +88,7 @@ def identify(
         if contents is not None:
             given["contents"] = read_lines(contents, "--contents")
         contrast = build_pairs(position=(position or Position.post).value, **given)
-    check_output(output)
+    output = set_output(output)
     read = load_sae(sae)
     loaded, tokenizer = load_model(model)
     activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
