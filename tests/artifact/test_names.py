@@ -91,16 +91,12 @@ def test_of_many_names_none_of_which_is_like_it_some_are_given() -> None:
     assert listed(MANY) == text
 
 
-def test_an_unknown_name_among_ten_thousand_costs_a_few_milliseconds() -> None:
-    # It is looked for while an API server's event loop waits. Slower machines have their time.
-    best = min(_seconds(lambda asked=asked: listed(MANY, asked)) for asked in ("user-1", "a" * 64))
-    assert best < 0.02
-
-
-def _seconds(function: object) -> float:
-    began = time.perf_counter()
-    function()  # type: ignore[operator]
-    return time.perf_counter() - began
+def test_an_unknown_name_among_ten_thousand_is_soon_answered() -> None:
+    # It is looked for while an API server's event loop waits.
+    asked, began = ["user-1", "a" * 64, "user-00123x", "1"], time.process_time()
+    for name in asked:
+        listed(MANY, name)
+    assert (time.process_time() - began) / len(asked) < 0.03
 
 
 class _Unreadable(Sequence[str]):

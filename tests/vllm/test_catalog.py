@@ -143,20 +143,14 @@ def test_a_request_has_the_sets_that_were_found_for_it_first(
             value()
 
 
-def test_ten_thousand_sets_are_checked_in_linear_time(tmp_path: Path, reads: list[str]) -> None:
+def test_ten_thousand_sets_are_soon_checked(tmp_path: Path, reads: list[str]) -> None:
     content = vector(1.0).save(tmp_path / "a.safetensors").read_bytes()
-
-    def seconds(n: int) -> float:
-        for i in range(n):
-            (tmp_path / f"user-{i:05d}.safetensors").write_bytes(content)
-        began = time.process_time()
-        catalog(tmp_path).check()
-        return time.process_time() - began
-
-    small, large = seconds(500), seconds(10_000)
-    assert large < 5
-    assert large < 60 * small  # 20 times the sets; by their squares it would be 400 times
-    assert len(reads) == 2 * 32  # those that are loaded at start, whole
+    for i in range(10_000):
+        (tmp_path / f"user-{i:05d}.safetensors").write_bytes(content)
+    began = time.process_time()
+    catalog(tmp_path).check()
+    assert time.process_time() - began < 5  # by their squares it would be a quarter of an hour
+    assert len(reads) == 32  # those that are loaded at start, whole
 
 
 def test_at_start_a_set_that_does_not_fit_is_named_however_many_there_are(tmp_path: Path) -> None:
