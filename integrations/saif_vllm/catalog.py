@@ -167,13 +167,14 @@ class SetCatalog(Collection[str]):
             ValueError: it does not fit this engine.
         """
         known = self._by_content.get(found.content_hash)
+        kept = msgspec.structs.replace(found, data=b"")
         if known is None:
             with reading(found.name):
                 latent_set = LatentSet.from_bytes(found.data)
                 if latent_set.content_hash != found.content_hash:
                     raise ValueError("content does not match its hash")
-                known = self._fit(found, latent_set)
-        return self._by_content.keep(found.content_hash, known)._replace(found=found)
+                known = self._fit(kept, latent_set)
+        return self._by_content.keep(found.content_hash, known)._replace(found=kept)
 
     def is_current(self, found: Found) -> bool:
         """Whether the file of this name is still the one that was found."""

@@ -79,7 +79,7 @@ def parse(
                     f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
                 )
         return None
-    lookup = lookup or catalog.lookup()
+    lookup = catalog.lookup() if lookup is None else lookup
     others = dict(extra_args or {})
     capture = _capture(others.pop(CAPTURE_KEY, None), catalog.config.max_captures)
     asked = parse_request(

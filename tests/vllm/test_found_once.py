@@ -58,14 +58,17 @@ def test_a_request_has_what_the_front_end_found_whatever_became_of_the_file(
         file.unlink()
         if change == "a directory":
             file.mkdir()
-    monkeypatch.setattr(SetDirectory, "read", None)  # nor does it read what is there
+    for look in ("read", "identity", "names"):
+        monkeypatch.setattr(SetDirectory, look, None)  # nor does it look at what is there
     admitted = core.admission.admit(request)
+    monkeypatch.undo()
     assert admitted is not None
     core.add(admitted)
     assert core.values(admitted) == [1, 2]
     assert carried(request.sampling_params) is not None
     # Nothing of the contents goes further.
     assert set(request.sampling_params.extra_args) == {"saif", "other"} and len(admitted.keys) == 1
+    assert not any(offered.found.data for offered in admitted.sets.values())
     core.end(admitted)
     assert core.admission.loaded == ["b"]
 
