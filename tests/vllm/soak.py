@@ -286,7 +286,7 @@ def loading(loads: dict[str, list[float]], pauses: list[dict[str, Any]]) -> dict
         "sets loaded": f"{len(loads['loaded']):,}; {len(large):,} of {MOST_LATENTS} live latents",
         "loading a set, core and worker": spread(loads["loaded"]),
         f"loading a set of {MOST_LATENTS} latents": spread(large),
-        "reading a set's file before, beside generation": spread(loads["read"]),
+        "reading a set that came with a request before, beside generation": spread(loads["read"]),
         "pause between two forwards while sets were loaded": pause(having),
         "pause between two forwards otherwise": pause(without),
     }
