@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,8 @@ def check_output(path: Path) -> None:
         raise ValueError(
             f"--output {path}: its directory cannot be made ({error.strerror})"
         ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {path}: expected a directory to write to, got a read-only one")
 
 
 def set_output(path: Path) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -226,6 +227,14 @@ def test_a_wrong_output_is_refused_before_the_model_loads(
     (tmp_path / "file").touch()
     result = saif(*command, "--model", "missing", "--sae", "missing", "-o", tmp_path / output)
     assert f"--output {tmp_path / output}: " in (error := sentence(result)) and says in error
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_the_work(
+    saif, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do everything
+    result = saif("make", "--sae", "missing", "--latent", "5=clamp:1", "-o", tmp_path / "set")
+    assert "expected a directory to write to, got a read-only one" in sentence(result)
 
 
 @pytest.mark.parametrize(
