@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from saif_fast import set_file
 from saif_fast.edits import Edit
+from saif_fast.names import check_file_name
 from saif_fast.records import Latent, Provenance, SaeReference, Site
+from saif_fast.set_file import FORMAT_VERSION, METADATA_KEY, SetHeader
 from saif_kernels import LatentEdits
 
 if TYPE_CHECKING:
@@ -32,28 +34,6 @@ __all__ = [
     "Site",
     "SiteTensors",
 ]
-
-FORMAT_VERSION = 1
-_METADATA_KEY = "saif_latent_set"
-
-
-class _Header(msgspec.Struct, frozen=True):
-    """The JSON in the file's metadata."""
-
-    format: int
-    content_hash: str
-    d_model: int
-    num_layers: int
-    sites: list[Site]
-    provenance: Provenance
-
-
-class _Format(msgspec.Struct):
-    format: int
-
-
-class _SafetensorsHeader(msgspec.Struct, rename={"metadata": "__metadata__"}):
-    metadata: dict[str, str] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,10 +188,7 @@ class LatentSet:
     @property
     def n_live(self) -> dict[int, int]:
         """Live latents (those that need the encoder) by layer."""
-        return {
-            tensors.site.layer: sum(not x.edit.is_constant for x in tensors.site.latents)
-            for tensors in self.sites
-        }
+        return self.header.n_live
 
     @cached_property
     def reach(self) -> dict[int, float]:
@@ -259,11 +236,7 @@ class LatentSet:
 
     def check_model(self, hidden_size: int, num_layers: int) -> None:
         """Raise ValueError unless the set was made for a model of this shape."""
-        if (self.d_model, self.num_layers) != (hidden_size, num_layers):
-            raise ValueError(
-                f"latent set was made for hidden size {self.d_model} and {self.num_layers} layers, "
-                f"but the model has hidden size {hidden_size} and {num_layers} layers"
-            )
+        self.header.check_model(hidden_size, num_layers)
 
     @cached_property
     def content_hash(self) -> str:
@@ -283,14 +256,10 @@ class LatentSet:
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file; a reader never sees half of it.
-
-        Raises:
-            ValueError: ``path`` is a directory.
-        """
-        path = Path(path)
-        header = _Header(
+    @cached_property
+    def header(self) -> SetHeader:
+        """What the set's file says of it."""
+        return SetHeader(
             format=FORMAT_VERSION,
             content_hash=self.content_hash,
             d_model=self.d_model,
@@ -298,22 +267,25 @@ class LatentSet:
             sites=[tensors.site for tensors in self.sites],
             provenance=self.provenance,
         )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file; a reader never sees half of it.
+
+        Raises:
+            ValueError: ``path`` is a directory, or no set directory would offer such a file.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"{path}: expected a file to write, got a directory")
+        check_file_name(path.name)
         # Copies, as safetensors refuses tensors that share memory (tied weights).
         tensors = {
             f"{site.site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
             for site in self.sites
             for name, tensor in site.named().items()
         }
-        metadata = {_METADATA_KEY: msgspec.json.encode(header).decode()}
-        if path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, got a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(safetensors.torch.save(tensors, metadata))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        metadata = {METADATA_KEY: msgspec.json.encode(self.header).decode()}
+        set_file.write(path, safetensors.torch.save(tensors, metadata))
         return path
 
     @classmethod
@@ -321,37 +293,32 @@ class LatentSet:
         """Read a set written by :meth:`save`.
 
         Raises:
-            ValueError: the file is missing, truncated, not safetensors, not a latent set, of a
-                newer
-                format, or its content does not match its hash; the message begins with the path.
+            ValueError: as :meth:`from_bytes`, or the file cannot be read; the message begins with
+                the path.
         """
         path = Path(path)
         try:
-            return cls._load(path)
+            return cls.from_bytes(set_file.read(path)[0])
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file") from None
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def _load(cls, path: Path) -> LatentSet:
-        if path.is_dir():
-            raise ValueError("expected a latent set file, got a directory")
-        # Not mapped into memory: a file that is cut short under a map ends the process.
-        data = path.read_bytes()
-        stored = safetensors.torch.load(data)
-        text = _metadata(data).get(_METADATA_KEY)
-        if text is None:
-            raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
-        version = msgspec.json.decode(text, type=_Format).format
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"latent set format {version} is newer than this saif-fast reads "
-                f"({FORMAT_VERSION}); upgrade saif-fast"
-            )
-        header = msgspec.json.decode(text, type=_Header)
+    def from_bytes(cls, data: bytes) -> LatentSet:
+        """The set in a file's content.
+
+        Raises:
+            ValueError: it is truncated, not safetensors, not a latent set, of a newer format, or
+                does not match its hash.
+        """
+        header = set_file.header_of(data)
+        try:
+            stored = safetensors.torch.load(data)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"not a complete safetensors file ({error})") from None
         sites = []
         for site in header.sites:
             fields: dict[str, Tensor] = {}
@@ -391,9 +358,3 @@ class LatentSet:
         for name, value in msgspec.to_builtins(self.provenance).items():
             lines.append(f"{name}: {value}")
         return "\n".join(lines)
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """That of a safetensors file, which begins with the length of its header and the header."""
-    length = int.from_bytes(data[:8], "little")
-    return msgspec.json.decode(data[8 : 8 + length], type=_SafetensorsHeader).metadata

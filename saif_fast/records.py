@@ -43,6 +43,11 @@ class Site(msgspec.Struct, frozen=True, omit_defaults=True):
     latents: list[Latent] = []
     sae: SaeReference | None = None
 
+    @property
+    def n_live(self) -> int:
+        """Latents that need the encoder."""
+        return sum(not latent.edit.is_constant for latent in self.latents)
+
 
 class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a set comes from; nothing here changes what it does."""

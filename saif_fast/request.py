@@ -13,7 +13,7 @@ import torch
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_STRENGTH
-from saif_fast.set_dir import NAME_PATTERN
+from saif_fast.names import NAME_PATTERN, listed
 from saif_kernels import OPEN_STOP, Window, largest_norm
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
@@ -91,7 +91,7 @@ def parse_request(
         return None
     if "saif" not in given:
         raise ValueError(
-            f"{sorted(given)[0]!r} was given without 'saif'; available sets: {_listed(available)}"
+            f"{sorted(given)[0]!r} was given without 'saif'; available sets: {listed(available)}"
         )
     sets = _parse_sets(given["saif"], available, max_strength, max_sets)
     scope, window = _parse_window(given)
@@ -214,7 +214,7 @@ def _parse_sets(
     if not isinstance(text, str):
         raise ValueError(
             "saif: expected a string such as 'name' or 'name*0.8 + other*0.4', "
-            f"got {quoted(text)}; available sets: {_listed(available)}"
+            f"got {quoted(text)}; available sets: {listed(available)}"
         )
     if len(text) > max_sets * _TERM_LENGTH:
         raise ValueError(
@@ -228,7 +228,7 @@ def _parse_sets(
                 f"saif: expected at most {max_sets} sets in a request, got more in {quoted(text)}"
             )
         if name not in available:
-            raise ValueError(f"unknown set {name!r}; available sets: {_listed(available)}")
+            raise ValueError(f"unknown set {name!r}; available sets: {listed(available, name)}")
         if name in sets:
             raise ValueError(f"saif: set {name!r} is given twice in {quoted(text)}")
         sets[name] = 1.0 if strength is None else _strength(name, strength, max_strength, available)
@@ -249,7 +249,7 @@ def _terms(text: str, available: Collection[str]) -> Iterator[tuple[str, str | N
     raise ValueError(
         "saif: expected 'name' or 'name*strength' between '+', with no space but around these, "
         f"got {quoted(text[at:].partition('+')[0])} in {quoted(text)}; "
-        f"available sets: {_listed(available)}"
+        f"available sets: {listed(available)}"
     )
 
 
@@ -258,7 +258,7 @@ def _strength(name: str, text: str, max_strength: float, available: Collection[s
     if math.isnan(value):
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
-            f"{name!r}, got {quoted(text)}; available sets: {_listed(available)}"
+            f"{name!r}, got {quoted(text)}; available sets: {listed(available)}"
         )
     return check_strength(name, value, max_strength)
 
@@ -318,7 +318,3 @@ def quoted(value: object) -> str:
     if value is None or isinstance(value, int | float):
         return repr(value)
     return f"a value of type {type(value).__name__}"[:100]
-
-
-def _listed(available: Collection[str]) -> str:
-    return ", ".join(sorted(available)) or "none"

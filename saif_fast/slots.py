@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import heapq
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,7 +34,8 @@ class SetSlots:
     def __init__(self, layers: Sequence[int], max_sets: int, max_latents: int) -> None:
         self.layers, self.max_sets, self.max_latents = tuple(layers), max_sets, max_latents
         self._placed: dict[str, Placement] = {}
-        self._pool: dict[int, dict[str, range]] = {layer: {} for layer in layers}
+        self._free_slots = list(range(max_sets))  # a heap
+        self._pools = {layer: _Pool(max_latents) for layer in layers}
 
     @property
     def placed(self) -> Mapping[str, Placement]:
@@ -48,32 +51,65 @@ class SetSlots:
         name = latent_set.content_hash
         if name in self._placed:
             return self._placed[name]
-        free = set(range(self.max_sets)) - {placement.slot for placement in self._placed.values()}
-        if not free:
+        if not self._free_slots:
             raise NoRoom(f"max_sets: all {self.max_sets} slots are taken")
         n_live = latent_set.n_live
-        offset = {layer: self._find(layer, n_live[layer]) for layer in latent_set.layers}
+        offset: dict[int, int] = {}
+        for layer in latent_set.layers:
+            found = self._pools[layer].find(n_live[layer])
+            if found is None:
+                raise NoRoom(
+                    f"max_latents: {n_live[layer]} live latents do not fit in the "
+                    f"{self.max_latents} rows of layer {layer}"
+                )
+            offset[layer] = found
         for layer, start in offset.items():
-            self._pool[layer][name] = range(start, start + n_live[layer])
-        self._placed[name] = Placement(min(free), offset)
+            self._pools[layer].take(name, start, n_live[layer])
+        self._placed[name] = Placement(heapq.heappop(self._free_slots), offset)
         return self._placed[name]
 
     def free(self, content_hash: str) -> Placement:
         """Take a set's place away; the caller makes sure that no request still uses it."""
-        for rows in self._pool.values():
-            rows.pop(content_hash, None)
-        return self._placed.pop(content_hash)
+        placement = self._placed.pop(content_hash)
+        heapq.heappush(self._free_slots, placement.slot)
+        for layer in placement.offset:
+            self._pools[layer].give_back(content_hash)
+        return placement
 
-    def _find(self, layer: int, k: int) -> int:
-        """First offset in the layer's pool with k free rows behind it."""
-        start = 0
-        for taken in sorted(self._pool[layer].values(), key=lambda rows: rows.start):
-            if taken.start - start >= k:
-                return start
-            start = max(start, taken.stop)
-        if start + k > self.max_latents:
-            raise NoRoom(
-                f"max_latents: {k} live latents do not fit in the {self.max_latents} rows "
-                f"of layer {layer}"
-            )
-        return start
+
+class _Pool:
+    """Rows of one layer."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._gaps = [range(n_rows)]  # that are free, ascending, none beside another
+        self._taken: dict[str, range] = {}  # by content hash
+
+    def find(self, k: int) -> int | None:
+        """The first of k free rows behind one another, of the first that there are."""
+        if k == 0:
+            return 0
+        return next((gap.start for gap in self._gaps if len(gap) >= k), None)
+
+    def take(self, name: str, start: int, k: int) -> None:
+        """Take k rows at the start of a gap, as :meth:`find` has found it."""
+        if k == 0:
+            return
+        self._taken[name] = range(start, start + k)
+        i = self._place(start)
+        rest = self._gaps[i][k:]
+        self._gaps[i : i + 1] = [rest] if rest else []
+
+    def give_back(self, name: str) -> None:
+        """The rows of a set, if it has some, are free again."""
+        rows = self._taken.pop(name, None)
+        if rows is None:
+            return
+        i, (start, stop) = self._place(rows.start), (rows.start, rows.stop)
+        if i < len(self._gaps) and self._gaps[i].start == stop:
+            stop = self._gaps.pop(i).stop
+        if i > 0 and self._gaps[i - 1].stop == start:
+            i, start = i - 1, self._gaps.pop(i - 1).start
+        self._gaps.insert(i, range(start, stop))
+
+    def _place(self, start: int) -> int:
+        return bisect.bisect_left(self._gaps, start, key=lambda gap: gap.start)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.set_file import SetHeader
 from saif_fast.slots import Placement
 from saif_kernels import MAX_LATENTS, LatentEdits, SteeringBank
 
@@ -21,16 +22,15 @@ class HookedModel:
     num_layers: int
     dtype: torch.dtype
 
-    def compile(self, latent_set: LatentSet, max_latents: int) -> dict[int, LatentEdits]:
-        """What the tables take of a set, by layer that it edits.
+    def check(self, header: SetHeader, max_latents: int) -> None:
+        """What a set's header can tell of :meth:`compile`.
 
         Raises:
             ValueError: the set was made for another model shape, edits a layer that is not hooked,
-                has more live latents at a layer than the pool, or values beyond the model's dtype;
-                or it changes nothing, as one of ``scale:1`` alone.
+                or has more live latents at a layer than the pool.
         """
-        latent_set.check_model(self.d_model, self.num_layers)
-        for layer, k in latent_set.n_live.items():
+        header.check_model(self.d_model, self.num_layers)
+        for layer, k in header.n_live.items():
             if layer not in self.layers:
                 raise ValueError(
                     f"latent set: expected a hooked layer ({', '.join(map(str, self.layers))}), "
@@ -41,6 +41,14 @@ class HookedModel:
                     f"latent set at layer {layer}: expected at most "
                     f"{min(MAX_LATENTS, max_latents)} live latents, got {k}"
                 )
+
+    def compile(self, latent_set: LatentSet, max_latents: int) -> dict[int, LatentEdits]:
+        """What the tables take of a set, by layer that it edits.
+
+        Raises:
+            ValueError: as :meth:`check`, or the set has values beyond the model's dtype.
+        """
+        self.check(latent_set.header, max_latents)
         compiled = {layer: latent_set.compile(layer) for layer in latent_set.layers}
         for layer, edits in compiled.items():
             for name in ("W_enc", "W_dec", "vector"):

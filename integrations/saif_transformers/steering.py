@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.names import listed
 from saif_fast.request import SteeringRequest, check_strength, parse_request
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.residual import ResidualSteering
@@ -83,7 +84,9 @@ def _parse(
     if isinstance(request, SteeringRequest):
         unknown = [name for name, _ in request.sets if name not in names]
         if unknown:
-            raise ValueError(f"requests: expected sets among {list(names)}, got {unknown[0]!r}")
+            raise ValueError(
+                f"requests: expected sets among {listed(names, unknown[0])}, got {unknown[0]!r}"
+            )
         for name, strength in request.sets:
             check_strength(name, strength)
         return request

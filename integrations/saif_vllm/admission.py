@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from saif_fast.set_dir import UnknownSet
 from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
-from saif_vllm.catalog import Offered, SetCatalog
-from saif_vllm.request import SetUse, Steered, carry, parse, split_keys
+from saif_vllm.catalog import Found, Lookup, Offered, SetCatalog
+from saif_vllm.request import SetUse, Steered, carry, parse, pinned, split_keys
 
 logger = logging.getLogger("vllm.saif")
 
@@ -47,7 +48,7 @@ class Admitted:
 class _Set:
     """A loaded set."""
 
-    name: str
+    found: Found  # as of the last request for it
     users: set[Admitted] = field(default_factory=set)
 
 
@@ -78,7 +79,7 @@ class Admission:
     @property
     def loaded(self) -> list[str]:
         """Names of the sets that are loaded."""
-        return [known.name for known in self._loaded.values()]
+        return [known.found.name for known in self._loaded.values()]
 
     @property
     def waiting(self) -> int:
@@ -90,6 +91,8 @@ class Admission:
         for name in self._catalog:
             try:
                 self._load(self._catalog[name])
+            except UnknownSet:  # has gone meanwhile
+                continue
             except NoRoom:
                 return
 
@@ -98,8 +101,8 @@ class Admission:
 
         It then has parameters of its own, which carry a :class:`Steered` in place of the user's
         keys. All pieces of a streaming input, and the mark of its end, are one :class:`Admitted`:
-        what has become of the sets' files since its start plays no role. Called by the core's
-        input thread.
+        what has become of the sets' files since its start plays no role, nor since the front end
+        found them. Called by the core's input thread.
 
         Raises:
             ValueError: as :func:`~saif_vllm.request.parse`.
@@ -107,10 +110,12 @@ class Admission:
         params = request.sampling_params
         if params is None:
             return None
-        keys, _ = split_keys(params.extra_args)
+        given, found = pinned(params)
+        keys, _ = split_keys(given)
         admitted = self._sessions.get(request.request_id)
         if admitted is None:
-            admitted = self._admitted(request, keys)
+            lookup = Lookup(self._catalog, map(self._catalog.received, found))
+            admitted = self._admitted(request, given, keys, lookup)
         elif request.resumable and keys != admitted.keys:
             admitted.changed = True
         if admitted is None:
@@ -120,8 +125,10 @@ class Admission:
         carry(request.sampling_params, admitted.steered)
         return admitted
 
-    def _admitted(self, request: Any, keys: dict[str, object]) -> Admitted | None:
-        asked = parse(request.sampling_params.extra_args, self._catalog)
+    def _admitted(
+        self, request: Any, given: dict[str, object], keys: dict[str, object], lookup: Lookup
+    ) -> Admitted | None:
+        asked = parse(given, self._catalog, lookup)
         if asked is None:
             return None
         uses = tuple(
@@ -247,7 +254,7 @@ class Admission:
                 if idle is None:
                     raise
                 self._unload(idle)
-        self._loaded[content_hash].name = offered.name
+        self._loaded[content_hash].found = offered.found
         self._loaded.move_to_end(content_hash)
 
     def _load(self, offered: Offered) -> None:
@@ -262,12 +269,12 @@ class Admission:
                 placement.slot,
                 1e3 * (time.perf_counter() - began),
             )
-            self._loaded[content_hash] = _Set(offered.name)
+            self._loaded[content_hash] = _Set(offered.found)
 
     def _unpin(self, content_hash: str, admitted: Admitted) -> None:
         known = self._loaded[content_hash]
         known.users.discard(admitted)
-        if not known.users and not self._catalog.is_current(known.name, content_hash):
+        if not known.users and not self._catalog.is_current(known.found):
             self._unload(content_hash)
 
     def _unload(self, content_hash: str) -> None:

@@ -152,9 +152,7 @@ def engine_args(
 
     directory = SetDirectory(set_dir)
     if layers is None:
-        layers = sorted(
-            {layer for found in directory.load_all().values() for layer in found.layers}
-        )
+        layers = sorted({layer for _, header in directory.headers() for layer in header.n_live})
         if not layers:
             raise ValueError(
                 f"layers: expected where the set directory is empty ({directory.root}), got none"

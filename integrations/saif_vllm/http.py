@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from saif_fast.names import listed
 from saif_fast.request import REQUEST_KEYS, check_keys, quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal, read_devices
@@ -87,7 +88,15 @@ class SteeringGuard:
         guarded = method == "POST" and (route in ROUTES or route in _FORMS)
         engine = scope["app"].state.engine_client if scraped or guarded else None
         catalog = None if engine is None else engine.input_processor.saif
-        if catalog is not None and guarded:
+        if catalog is None:
+            await self.app(scope, receive, send)
+            return
+        if scraped:
+            await read_devices(engine)
+            await self.app(scope, receive, send)
+            return
+        # What is found here is what vLLM will be served with, which begins its answer first.
+        with catalog.one_request():
             try:
                 check_outside(route, scope, catalog)
                 if route in ROUTES:
@@ -97,9 +106,7 @@ class SteeringGuard:
                 count_refusal()
                 await _answer_400(send, str(error))
                 return
-        elif catalog is not None:
-            await read_devices(engine)
-        await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
 
 
 def check_outside(route: str, scope: Mapping[str, Any], catalog: SetCatalog) -> None:
@@ -194,7 +201,7 @@ def _misplaced(key: str, where: str, route: str, catalog: SetCatalog) -> str:
         example = {name: example}
     return (
         f"{key}: expected in {'.'.join(place)}, as in {json.dumps(example)}, got it in {where}; "
-        f"available sets: {', '.join(catalog) or 'none'}"
+        f"available sets: {listed(catalog)}"
     )
 
 

@@ -17,10 +17,11 @@ from saif_fast.request import (
     quoted,
 )
 from saif_kernels import Window
-from saif_vllm.catalog import Offered, SetCatalog
+from saif_vllm.catalog import Found, Lookup, Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
 
 CAPTURE_KEY = "saif_capture"  # of identification, see identification.py
+_FOUND_KEY = "saif_found"  # the sets, from front end to core; in no user's request
 _STEERED = "saif"  # where the user's string lay; anything but a Steered was never admitted
 
 
@@ -69,11 +70,16 @@ class Parsed(NamedTuple):
     scope: str = "generated"  # as given, for messages
 
 
-def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -> Parsed | None:
+def parse(
+    extra_args: Mapping[str, object] | None,
+    catalog: SetCatalog | None,
+    lookup: Lookup | None = None,
+) -> Parsed | None:
     """Validate a user's ``extra_args``; None: nothing is asked for.
 
     Args:
         catalog: None: this engine does not steer.
+        lookup: of the request's sets; None: that of the request that is being served.
 
     Raises:
         ValueError: names what is available.
@@ -87,17 +93,18 @@ def parse(extra_args: Mapping[str, object] | None, catalog: SetCatalog | None) -
                     "saif_vllm.engine_args"
                 )
         return None
+    lookup = catalog.lookup() if lookup is None else lookup
     others = dict(extra_args or {})
     capture = _capture(others.pop(CAPTURE_KEY, None), catalog.config.max_captures)
     asked = parse_request(
         others,
-        available=catalog,
+        available=lookup,
         max_strength=catalog.config.max_strength,
         max_sets=catalog.config.max_sets_per_request,
     )
     if asked is None:
         return None if capture < 0 else Parsed((), Window(), capture)
-    sets = tuple((catalog[name], strength) for name, strength in asked.sets)
+    sets = tuple((lookup[name], strength) for name, strength in asked.sets)
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
     check_length(
@@ -137,9 +144,21 @@ def split_keys(
     extra_args: Mapping[str, object] | None,
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Our keys of ``extra_args``, and the others."""
-    ours = (*REQUEST_KEYS, CAPTURE_KEY)
+    ours = (*REQUEST_KEYS, CAPTURE_KEY, _FOUND_KEY)
     given = dict(extra_args or {})
     return {key: given.pop(key) for key in ours if key in given}, given
+
+
+def pin(params: Any, asked: Parsed) -> None:
+    """Put the sets that were found for a request into vLLM's ``SamplingParams`` for the core."""
+    found = [msgspec.structs.astuple(offered.found) for offered, _ in asked.sets]
+    params.extra_args = {**params.extra_args, _FOUND_KEY: found}
+
+
+def pinned(params: Any) -> tuple[dict[str, object], list[Found]]:
+    """The user's ``extra_args``, and the sets that were put beside them; none by raw requests."""
+    given = dict(params.extra_args or {})
+    return given, msgspec.convert(given.pop(_FOUND_KEY, []), list[Found])
 
 
 def carry(params: Any, steered: Steered) -> None:

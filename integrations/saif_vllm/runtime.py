@@ -56,10 +56,9 @@ class VllmRuntime:
             for name, latent_set in sets.items():
                 latent_set.save(SetDirectory(self._folder.name).path(name))
             sets = SetDirectory(self._folder.name)
-        loaded = sets.load_all()
-        if loaded:
-            live = sum(sum(found.n_live.values()) for found in loaded.values())
-            for name, needed in {"max_sets": len(loaded), "max_latents": live}.items():
+        there = [sum(header.n_live.values()) for _, header in sets.headers()]
+        if there:
+            for name, needed in {"max_sets": len(there), "max_latents": sum(there)}.items():
                 steering.setdefault(name, max(known[name].default, needed))
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})

@@ -13,6 +13,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig, refuse_disabled
@@ -251,20 +252,26 @@ def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     from saif_vllm.metrics import count_request
+    from saif_vllm.request import parse, pin
     from saif_vllm.validation import check_parameters, refused, with_plain_values
 
-    if kwargs.get("resumable"):  # a piece of streaming input, checked as such
-        return original(self, request_id, prompt, params, *args, **kwargs)
-    params = with_plain_values(params)
+    # A piece of streaming input has been checked as such.
+    piece = kwargs.get("resumable", False)
+    if not piece:
+        params = with_plain_values(params)
     with refused():
-        asked = check_parameters(params, self.saif)
+        asked = (
+            parse(params.extra_args, self.saif) if piece else check_parameters(params, self.saif)
+        )
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if asked is not None:
-        count_request(asked)
+        pin(request.sampling_params, asked)
+        if not piece:
+            count_request(asked)
     return request
 
 
-def _add_streaming_input_request(
+async def _add_streaming_input_request(
     original: Any,
     self: Any,
     request_id: str,
@@ -275,9 +282,11 @@ def _add_streaming_input_request(
 ) -> Any:
     from saif_vllm.validation import checked_pieces, with_plain_values
 
+    catalog = self.input_processor.saif
     sampling_params = with_plain_values(sampling_params)
-    pieces = checked_pieces(input_stream, sampling_params, self.input_processor.saif)
-    return original(self, request_id, pieces, sampling_params, *args, **kwargs)
+    pieces = checked_pieces(input_stream, sampling_params, catalog)
+    with nullcontext() if catalog is None else catalog.one_request():
+        return await original(self, request_id, pieces, sampling_params, *args, **kwargs)
 
 
 def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:

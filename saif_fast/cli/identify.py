@@ -12,11 +12,11 @@ from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import (
     as_task,
     builtin_contents,
-    check_output,
     load_info,
     load_model,
     load_sae,
     read_lines,
+    set_output,
 )
 from saif_fast.model_info import check_sae
 from saif_fast.tasks import Task
@@ -94,7 +94,7 @@ def identify(
             if auto and named is not None:
                 _check_disjoint(given["contents"], named)
         contrast = build_pairs(position=(position or Position.post).value, **given)
-    check_output(output)
+    output = set_output(output)
     read = load_sae(sae)
     # The search of --auto takes no more latents than there are.
     check_choice(read, k or (1 if auto else 15), beta or 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from saif_fast import embedded, text
 from saif_fast.cli.app import quiet
 from saif_fast.model_info import ModelInfo
+from saif_fast.names import completed
 from saif_fast.runtime import Runtime, Sets, open_runtime
 from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, get_task, task_names
@@ -144,6 +146,23 @@ def check_output(path: Path) -> None:
         raise ValueError(
             f"--output {path}: its directory cannot be made ({error.strerror})"
         ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--output {path}: expected a directory to write to, got a read-only one")
+
+
+def set_output(path: Path) -> Path:
+    """The file to write a set to, with the suffix if that was left out; as :func:`check_output`.
+
+    Raises:
+        ValueError: also where no server would take the file for a set.
+    """
+    check_output(path)
+    try:
+        file = completed(path)
+    except ValueError as error:
+        raise ValueError(f"--output {path}: {error}") from None
+    check_output(file)
+    return file
 
 
 def read_lines(path: str, argument: str) -> list[Line]:

@@ -19,6 +19,7 @@ from saif_fast.cli.loading import (
     load_model,
     load_sae,
     model_source,
+    set_output,
 )
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
@@ -46,7 +47,7 @@ def make(
     num_layers: Annotated[int | None, typer.Option(min=1, help="Instead of --model.")] = None,
 ) -> None:
     """Build a latent set by hand."""
-    latents = [_parse_latent(text) for text in latent]
+    latents, output = [_parse_latent(text) for text in latent], set_output(output)
     read = load_sae(sae)
     made = LatentSet.from_sae(
         read,

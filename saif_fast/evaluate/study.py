@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import reprlib
 import warnings
@@ -44,6 +45,7 @@ from saif_fast.identify.activations import encode_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding, centred
 from saif_fast.model_info import ModelInfo, check_sae
+from saif_fast.names import LONGEST_NAME
 from saif_fast.runtime import Runtime, open_runtime
 from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, render
@@ -276,7 +278,11 @@ def _other_rows(
 def set_name(text: str) -> str:
     """A legal set name as near to ``text`` as can be."""
     legal = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
-    return legal if legal[:1].isalpha() else f"set_{legal}"
+    legal = legal if legal[:1].isalnum() else f"set_{legal}"
+    if len(legal) > LONGEST_NAME:  # texts that begin alike are told apart
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        legal = f"{legal[: LONGEST_NAME - 9]}_{digest}"
+    return legal
 
 
 def report(

@@ -21,6 +21,7 @@ from saif_fast.evaluate.study import Search
 from saif_fast.identify import ContrastPairs, build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
+from saif_fast.set_dir import SetDirectory
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 CAT = "Tell me about my black cat in the garden."
@@ -126,6 +127,13 @@ def test_make_builds_a_set_without_a_model(saif, tmp_path: Path) -> None:
         (17, Edit("ablate")),
     ]
     assert LatentSet.load(output).provenance.version == __version__
+
+
+def test_the_suffix_of_a_set_may_be_left_out(saif, tmp_path: Path) -> None:
+    output = tmp_path / "2nd-try.v1"
+    result = saif("make", "--sae", "embedded", "--latent", "622=clamp:80", "-o", output)
+    assert (result.exit_code, result.stderr) == (0, f"wrote {output}.safetensors\n")
+    assert SetDirectory(tmp_path).names() == ["2nd-try.v1"]
 
 
 def test_inspect_without_transformers_leaves_the_promoted_tokens_out(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -73,7 +74,8 @@ def test_a_bad_file_is_named_in_one_sentence(
         ),
     }[command]
     error = sentence(saif(command, *arguments, stdin=CAT))
-    assert str(bad) in error and says in error
+    named = "set 'bad': " if command == "generate" else str(bad)
+    assert named in error and says in error
     assert bad.read_bytes() == content
 
 
@@ -219,6 +221,33 @@ def test_a_wrong_output_is_refused_before_the_model_loads(
     (tmp_path / "file").touch()
     result = saif(*command, "--model", "missing", "--sae", "missing", "-o", tmp_path / output)
     assert f"--output {tmp_path / output}: " in (error := sentence(result)) and says in error
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_the_work(
+    saif, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do everything
+    result = saif("make", "--sae", "missing", "--latent", "5=clamp:1", "-o", tmp_path / "set")
+    assert "expected a directory to write to, got a read-only one" in sentence(result)
+
+
+@pytest.mark.parametrize(
+    "name", ["._french", "my french", "größe.safetensors", "-x", "a" * 65, "french.safetensors "]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("identify", "--model", "missing", "--sae", "missing", "--instruction", "french"),
+        ("make", "--sae", "missing", "--latent", "5=clamp:1"),
+    ],
+    ids=["identify", "make"],
+)
+def test_a_set_that_nothing_could_serve_is_refused_before_the_work(
+    saif, tmp_path: Path, command: tuple[str, ...], name: str
+) -> None:
+    error = sentence(saif(*command, f"--output={tmp_path / name}"))
+    assert "expected a file NAME.safetensors, which a set directory offers as NAME" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_contents_that_the_task_is_judged_on_are_refused(saif, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from saif_fast.evaluate.study import (
 )
 from saif_fast.identify import LatentStatistics
 from saif_fast.latent_set import LatentSet
+from saif_fast.names import check_name
 from saif_fast.runtime import Runtime
 from saif_fast.tasks import Task, get_task
 
@@ -139,10 +140,22 @@ def test_a_search_that_cannot_be_equal_is_refused(options) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("french", "french"), ("my:task", "my_task"), ("5 words", "set_5_words")]
+    ("text", "name"),
+    [
+        ("french", "french"),
+        ("my:task", "my_task"),
+        ("5 words", "5_words"),
+        ("_x", "set__x"),
+        ("", "set_"),
+    ],
 )
 def test_set_names_are_legal(text: str, name: str) -> None:
-    assert set_name(text) == name
+    assert set_name(text) == check_name(name)
+
+
+def test_long_set_names_are_legal_and_told_apart() -> None:
+    names = [set_name(f"{'module.' * 10}task:{i}") for i in range(2)]
+    assert [check_name(name) for name in names] == names and names[0] != names[1]
 
 
 def test_studies_are_deterministic(subject: Subject, french: Task, choices) -> None:

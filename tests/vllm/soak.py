@@ -18,14 +18,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import embedded_sets
 import hf_reference
-import psutil
 import torch
+from churn import Churn, put_strays
+from memory import WARM_UP, Memory
 from stream import Stream
 from workload import RandomRequests, set_names
 
@@ -39,15 +39,10 @@ from saif_fast.sae import SparseAutoencoder
 
 FULL = 10  # minutes
 A_MINUTE = 2000  # requests
-# Requests: more than the engine keeps reports of, and until the worker's memory has settled, which
-# plain vLLM's also grows by a third over the first some thousand.
-WARM_UP = 5000
 N_SETS, N_CONTENTS, MAX_SETS = 64, 128, 16
 IN_FLIGHT = 64
 SAMPLED = 50  # one in so many is compared
-# MiB that a process may grow by in 20,000 requests after the warm-up. The worker of plain vLLM 0.32
-# grew by 6 in this loop.
-FLAT = 16.0
+PAUSE = 0.01  # seconds between two changes of the files that a thread of its own changes
 MOST_LATENTS = 64  # of a set at a layer
 LOADED_IN = 50.0  # milliseconds, at the median
 ENGINE = {
@@ -91,11 +86,20 @@ class Directory:
     def __init__(self, rng: random.Random, made: list[LatentSet]) -> None:
         self._rng, self._made = rng, made
         self._folder = tempfile.TemporaryDirectory(prefix="saif-soak-")
-        self.path = Path(self._folder.name)
+        self.path, self.other = Path(self._folder.name, "sets"), Path(self._folder.name, "other")
         self.now: dict[str, LatentSet] = {}
         self._n_names = 0
         while len(self.now) < N_SETS:
             self._add()
+        # Beside them, what is no set, and files that change more quickly than requests come.
+        files = [found.save(self.other / f"{i}.safetensors") for i, found in enumerate(made[:8])]
+        put_strays(self.path, files[0].read_bytes())
+        self.churn, self._whole = Churn(self.path, files, PAUSE), files[0].read_bytes()
+
+    def damage(self) -> str:
+        """The name of a set whose file is cut short."""
+        self._file("broken").write_bytes(self._whole[:-1])
+        return "broken"
 
     def change(self) -> None:
         name = self._rng.choice(sorted(self.now))
@@ -112,51 +116,10 @@ class Directory:
 
     def _write(self, name: str) -> None:
         self.now[name] = self._rng.choice(self._made)
-        partial = self._file(name).with_suffix(".partial")
-        self.now[name].save(partial)
-        partial.replace(self._file(name))
+        self.now[name].save(self._file(name))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
-
-
-@dataclass
-class Memory:
-    """Resident memory of this process and all below it, in MiB, as requests go by."""
-
-    served: list[int] = field(default_factory=list)
-    by_process: dict[str, list[float]] = field(default_factory=dict)
-
-    def sample(self, served: int) -> None:
-        self.served.append(served)
-        ours = psutil.Process()
-        for process in (ours, *ours.children(recursive=True)):
-            name = f"{process.pid} {process.name()}"
-            size = process.memory_info().rss / 2**20
-            self.by_process.setdefault(name, []).append(size)
-
-    def last(self) -> str:
-        sizes = ", ".join(f"{name} {found[-1]:.1f}" for name, found in self.by_process.items())
-        return f"{self.served[-1]} requests; MiB: {sizes}"
-
-    def report(self, judged: bool) -> tuple[dict[str, str], list[str]]:
-        """Rows of the report, and what is wrong."""
-        rows, wrong = {}, []
-        for name, sizes in self.by_process.items():
-            if len(sizes) < len(self.served):
-                continue  # helpers of the start
-            found = f"{sizes[0]:.1f} MiB at first, {sizes[-1]:.1f} at last"
-            if judged:
-                begin = next(i for i, n in enumerate(self.served) if n >= WARM_UP)
-                slope = statistics.linear_regression(self.served[begin:], sizes[begin:]).slope
-                found += (
-                    f"; {sizes[begin]:.1f} after {WARM_UP:,} requests, from then on "
-                    f"{1000 * slope:+.2f} every 1,000"
-                )
-                if 20_000 * slope > FLAT:
-                    wrong.append(f"memory grows: {name}: {found}")
-            rows[f"memory of process {len(rows) + 1}, {name.partition(' ')[2]}"] = found
-        return rows, wrong
 
 
 class Soak:
@@ -181,6 +144,7 @@ class Soak:
         self.stream, self.memory, self.count = Stream(self.llm), Memory(), Counter[str]()
         self.sampled: dict[int, dict[str, Any]] = {}
         self.at_start = self.worker_state()
+        self.restless = (*Churn.names, self.directory.damage())
         self.loads()  # those of the start are none of the run's
         self.llm.collective_rpc("saif_watch_pauses")
 
@@ -197,11 +161,23 @@ class Soak:
 
     def send(self, request: dict[str, Any]) -> None:
         number = self.count["sent"]
-        self.count["sent"] += 1
         self.stream.add(number, request)
+        self.count["sent"] += 1
         if number % SAMPLED == 0:
-            used = {name: self.directory.now[name] for name in set_names(request)}
+            offered = self.llm.llm_engine.input_processor.saif._by_name  # as it has just found them
+            used = {name: offered[name].latent_set for name in set_names(request)}
             self.sampled[number] = {"request": request, "sets": used}
+
+    def send_restless(self) -> None:
+        """One for a set that may have gone, or whose file is cut short."""
+        asked = {"extra_args": {"saif": self.rng.choice(self.restless)}, "n": 1}
+        try:
+            self.send({**self.requests.draw(self.directory.now), **asked})
+        except ValueError as error:
+            assert "unknown set 'churn-" in str(error) or "'broken': not a comp" in str(error), (
+                error
+            )
+            self.count["refused for their sets' files"] += 1
 
     def step(self) -> None:
         for number, (tokens, finished) in self.stream.step().items():
@@ -215,6 +191,8 @@ class Soak:
         while self.count["sent"] < n_requests or time.monotonic() < end:
             while len(self.stream) < IN_FLIGHT:
                 self.send(self.requests.draw(self.directory.now))
+                if self.rng.random() < 0.1:
+                    self.send_restless()
                 if self.rng.random() < 0.05:
                     victim = self.rng.choice(self.stream.keys)
                     self.count["aborted"] += self.stream.abort(victim)
@@ -269,10 +247,10 @@ class Soak:
         ]
         if core["sets loaded"] != core["sets placed"] or core["sets loaded"] > MAX_SETS:
             held.append(f"engine core: {core}")
-        front_end = len(self.llm.llm_engine.input_processor.saif._read)
-        for where, n_files in (("engine core", core["files remembered"]), ("front end", front_end)):
-            if n_files > N_SETS:
-                held.append(f"{where}: {n_files} files remembered of {N_SETS}")
+        front_end = len(self.llm.llm_engine.input_processor.saif._by_name)
+        for where, n_sets in (("engine core", core["sets remembered"]), ("front end", front_end)):
+            if n_sets > 4 * MAX_SETS:
+                held.append(f"{where}: {n_sets} sets remembered")
         if worker != self.at_start:
             held.append(f"worker: expected {self.at_start}, got {worker}")
         return held
@@ -308,7 +286,7 @@ def loading(loads: dict[str, list[float]], pauses: list[dict[str, Any]]) -> dict
         "sets loaded": f"{len(loads['loaded']):,}; {len(large):,} of {MOST_LATENTS} live latents",
         "loading a set, core and worker": spread(loads["loaded"]),
         f"loading a set of {MOST_LATENTS} latents": spread(large),
-        "reading a set's file before, beside generation": spread(loads["read"]),
+        "reading a set that came with a request before, beside generation": spread(loads["read"]),
         "pause between two forwards while sets were loaded": pause(having),
         "pause between two forwards otherwise": pause(without),
     }
@@ -339,7 +317,9 @@ def main() -> int:
     full = minutes >= FULL
     soak = Soak(seed=0)
     began = time.monotonic()
-    soak.run(int(WARM_UP * full + minutes * A_MINUTE), 60 * minutes)
+    with soak.directory.churn.running():
+        soak.run(int(WARM_UP * full + minutes * A_MINUTE), 60 * minutes)
+    soak.count["changes by another thread"] = soak.directory.churn.changes
     seconds = time.monotonic() - began
     loads, pauses = soak.loads(), soak.llm.collective_rpc("saif_paused")[0]
     sent = soak.count["sent"]
@@ -350,7 +330,10 @@ def main() -> int:
 
     memory, grows = soak.memory.report(full)
     wrong += grows
-    happened = ("sets changed", "aborted", "preemptions", "most waiting for room")
+    happened = ("sets changed", "changes by another thread", "refused for their sets' files")
+    happened += ("aborted", "preemptions", "most waiting for room")
+    if soak.stream.errors:
+        wrong.append(f"internal errors: {soak.stream.errors}")
     if full:
         wrong += [f"expected some {name}, got none" for name in happened if not soak.count[name]]
         if MOST_LATENTS not in loads["latents"]:
@@ -365,6 +348,7 @@ def main() -> int:
         "minutes": f"{seconds / 60:.1f}",
         "requests": f"{sent:,}",
         **{name: f"{soak.count[name]:,}" for name in happened},
+        "internal errors": f"{soak.stream.errors:,}",
         "outputs compared with their solo runs": (
             f"{comparison.compared:,}: {len(comparison.wrong)} differ, "
             f"{len(comparison.excused)} more at a near tie"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 from offered import catalog, vector
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.set_dir import SetDirectory
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.request import parse
 
 
 def test_what_is_in_the_directory_can_be_asked_for(tmp_path: Path) -> None:
@@ -28,12 +32,18 @@ def test_what_is_in_the_directory_can_be_asked_for(tmp_path: Path) -> None:
         offered["a"]
 
 
-def test_a_file_is_read_once_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[Path] = []
-    load = LatentSet.load
-    monkeypatch.setattr(LatentSet, "load", lambda path: reads.append(path) or load(path))
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the sets whose files are read whole."""
+    names: list[str] = []
+    read = SetDirectory.read
+    monkeypatch.setattr(
+        SetDirectory, "read", lambda self, name: names.append(name) or read(self, name)
+    )
+    return names
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, reads: list[str]) -> None:
     offered, file = catalog(tmp_path), tmp_path / "a.safetensors"
     vector(1.0).save(file)
     first = offered["a"]
@@ -48,30 +58,46 @@ def test_a_file_is_read_once_until_it_changes(
     assert offered["a"].latent_set.content_hash == vector(2.0).content_hash
 
 
-def test_what_is_gone_is_forgotten(tmp_path: Path) -> None:
-    # A server whose sets have new names each time must not keep them all.
-    offered, old = catalog(tmp_path), None
+def test_a_request_costs_one_stat_of_its_own_files(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(200):
+        vector(float(i)).save(tmp_path / f"a{i}.safetensors")
+    offered, asked = catalog(tmp_path), {"saif": "a7 + a8*0.5"}
+    parse(asked, offered)
+    looked: list[str] = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path: looked.append(Path(path).name) or stat(path))
+    monkeypatch.setattr(os, "scandir", None)
+    del reads[:]
+    assert parse(asked, offered)
+    assert looked == ["a7.safetensors", "a8.safetensors"] and not reads
+
+
+def test_memory_does_not_go_with_what_the_directory_holds(tmp_path: Path, reads: list[str]) -> None:
+    # Nor with the names that a server has seen, each for some requests.
+    offered = catalog(tmp_path, max_sets=2)
     for i in range(20):
-        file = tmp_path / f"a{i}.safetensors"
-        vector(float(i + 1)).save(file)
+        file = vector(float(i + 1)).save(tmp_path / f"a{i}.safetensors")
         offered[file.stem]
-        if old is not None:
-            old.unlink()
-        old = file
-    assert len(offered._read) <= 2
+        offered[file.stem]
+        offered["a0"]
+        offered.received(offered[file.stem].found)
+    assert len(offered._by_name) == len(offered._by_content) == 8
+    assert len(reads) == 20  # what is asked for again and again is not forgotten
 
 
-def test_whether_a_name_still_means_a_content(tmp_path: Path) -> None:
+def test_whether_a_name_still_means_a_file(tmp_path: Path) -> None:
     offered, file = catalog(tmp_path), tmp_path / "a.safetensors"
     vector(1.0).save(file)
-    content_hash = offered["a"].latent_set.content_hash
-    assert offered.is_current("a", content_hash)
+    found = offered["a"].found
+    assert offered.is_current(found)
     vector(2.0).save(file)
-    assert not offered.is_current("a", content_hash)
+    assert not offered.is_current(found)
     file.write_bytes(b"half a file")
-    assert not offered.is_current("a", content_hash)
+    assert not offered.is_current(found)
     file.unlink()
-    assert not offered.is_current("a", content_hash)
+    assert not offered.is_current(found)
 
 
 def test_a_directory_that_cannot_be_read_is_a_refusal(
@@ -80,15 +106,67 @@ def test_a_directory_that_cannot_be_read_is_a_refusal(
     # Asked when a request ends, too, where an OSError would end the engine.
     offered = catalog(tmp_path)
     vector(1.0).save(tmp_path / "a.safetensors")
-    content_hash = offered["a"].latent_set.content_hash
+    found = offered["a"].found
 
-    def stale(path: Path, **options: object) -> None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    def stale(path: Path) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
-    monkeypatch.setattr(Path, "stat", stale)
-    with pytest.raises(ValueError, match="set 'a': Stale file handle"):
-        offered["a"]
-    assert not offered.is_current("a", content_hash)
+    monkeypatch.setattr(os, "stat", stale)
+    for ask in (lambda: offered["a"], lambda: parse({"saif": "a"}, offered)):
+        with pytest.raises(ValueError) as refused:
+            ask()
+        assert str(refused.value) == "set 'a': Stale file handle"
+    assert not offered.is_current(found)
+    assert "a" not in offered
+
+
+def test_a_request_has_the_sets_that_were_found_for_it_first(
+    tmp_path: Path, reads: list[str]
+) -> None:
+    file = vector(1.0).save(tmp_path / "a.safetensors")
+    offered, other, asked = catalog(tmp_path), catalog(tmp_path), {"saif": "a"}
+
+    def value(of: SetCatalog = offered) -> float:
+        found = parse(asked, of)
+        assert found is not None
+        return float(found.sets[0][0].compiled[2].vector[0])
+
+    with offered.one_request():
+        assert value() == 1
+        vector(2.0).save(file)
+        assert (value(), value(other)) == (1, 2)
+        with offered.one_request():  # within another one
+            file.unlink()
+            assert value() == 1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="unknown set 'a'"):
+            value()
+
+
+def test_ten_thousand_sets_are_soon_checked(tmp_path: Path, reads: list[str]) -> None:
+    content = vector(1.0).save(tmp_path / "a.safetensors").read_bytes()
+    for i in range(10_000):
+        (tmp_path / f"user-{i:05d}.safetensors").write_bytes(content)
+    began = time.process_time()
+    catalog(tmp_path).check()
+    assert time.process_time() - began < 5  # by their squares it would be a quarter of an hour
+    assert len(reads) == 32  # those that are loaded at start, whole
+
+
+def test_at_start_a_set_that_does_not_fit_is_named_however_many_there_are(tmp_path: Path) -> None:
+    for i in range(6):
+        vector(float(i)).save(tmp_path / f"a{i}.safetensors")
+    offered = catalog(tmp_path, max_sets=2)
+    offered.check()
+    (tmp_path / "b (1).safetensors").touch()  # no set
+    (tmp_path / "c.safetensors").symlink_to("nothing")
+    offered.check()
+    file = vector(1.0, d_model=32).save(tmp_path / "a5.safetensors")
+    with pytest.raises(ValueError, match="set 'a5': latent set was made for hidden size 32"):
+        offered.check()
+    file.write_bytes(vector(1.0).save(file).read_bytes()[:-4])
+    with pytest.raises(ValueError, match="set 'a5': not a complete safetensors file"):
+        offered.check()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,10 @@ import httpx
 import openai
 import pytest
 import torch
+from churn import Churn, ask_streaming, put_strays
 from hf_reference import NEAR_TIE, Comparison
 from http_bodies import BAD, UNUSUAL
-from http_server import server
-from prometheus_client.parser import text_string_to_metric_families
+from http_server import NOT_GENERATING, metric, server
 from transformers import AutoTokenizer
 from vllm.version import __version_tuple__
 
@@ -35,11 +36,18 @@ TEXTS = ("unsteered", "scale_middle", "vector_last", "three_sets", "all", "windo
 
 
 @pytest.fixture(scope="module")
-def address(set_dir: Path) -> Iterator[str]:
+def own_sets(set_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(set_dir, tmp_path_factory.mktemp("own"), dirs_exist_ok=True)
+    put_strays(folder, (folder / "both.safetensors").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(own_sets: Path) -> Iterator[str]:
     options = ("--max-sets-per-request", "4", "--api-key", KEY)
     # Routes that vLLM has as an option from 0.30 on.
     more = ("--enable-scale-out",) if __version_tuple__ >= (0, 30) else ()
-    with server("embedded", "--set-dir", set_dir, *options, *more) as address:
+    with server("embedded", "--set-dir", own_sets, *options, *more) as address:
         yield address
 
 
@@ -321,21 +329,6 @@ def test_without_the_key_it_is_a_401_whatever_is_asked(address: str) -> None:
     assert answer.status_code == 401
 
 
-# Routes that take a body and run no model, or no text through it that could be steered.
-NOT_GENERATING = {
-    "/tokenize",
-    "/detokenize",
-    "/v1/messages/count_tokens",
-    "/v1/chat/completions/derender",
-    "/v1/completions/derender",
-    "/v1/responses/{response_id}/cancel",
-    "/inference/v1/abort_requests",
-    "/ping",
-    "/scale_elastic_ep",
-    "/is_scaling_elastic_ep",
-}
-
-
 def test_every_route_of_vllm_is_known_and_no_field_is_taken_for_ours(address: str) -> None:
     schema = httpx.get(f"{address}/openapi.json").json()
     posts = {path for path, methods in schema["paths"].items() if "post" in methods}
@@ -382,8 +375,19 @@ def test_metrics_have_the_tokens_that_the_devices_counted(
     assert metric(address, names["dose"], layer="2") >= now["dose"]  # add_last is there
 
 
-def metric(address: str, name: str, **labels: str) -> float:
-    """The sum of the samples of a metric that have these labels."""
-    text = httpx.get(f"{address}/metrics").text
-    samples = [x for family in text_string_to_metric_families(text) for x in family.samples]
-    return sum(x.value for x in samples if x.name == name and labels.items() <= x.labels.items())
+def test_sets_that_come_and_go_break_no_stream(
+    address: str, own_sets: Path, requests: Mapping[str, Any]
+) -> None:
+    prompt = requests["unsteered_first"]["prompt"]
+    body = {**GREEDY, **extra(None, return_token_ids=True), "prompt": prompt, "max_tokens": 6}
+    sources = ("add_last", "scale_last", "ablate_middle")  # which all say something else
+    solo = {name: set(ask_streaming(address, KEY, body, [name], 0)) for name in sources}
+    churn = Churn(own_sets, [own_sets / f"{name}.safetensors" for name in sources], pause=0.01)
+    with churn.running():
+        outcomes = ask_streaming(address, KEY, body, churn.names, 12)
+    allowed = set().union(*solo.values())
+    assert len(allowed) == len(sources) and churn.changes > 200
+    refused = {text for text in outcomes if text.startswith("400: ") and "unknown set" in text}
+    assert allowed <= outcomes.keys() and not outcomes.keys() - allowed - refused, outcomes
+    assert sum(outcomes[text] for text in refused) < outcomes.total() / 2
+    assert not any(str(own_sets) in text for text in outcomes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from offered import catalog
+from offered import catalog, vector
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from saif_fast.request import REQUEST_KEYS
 from saif_vllm import metrics
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.http import ROUTES, SteeringGuard
+from saif_vllm.request import parse
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/inference/v1/generate"
 UNREAD = ("/v1/models", "/their/own", "/v1/audio/translations")
@@ -140,6 +143,32 @@ def test_a_server_whose_engine_does_not_steer_is_left_alone(
 def test_a_server_behind_a_prefix_is_guarded(client: Client) -> None:
     client.post("/behind" + CHAT, b'{"saif": "add_last"}', root_path="/behind")
     assert "vllm_xargs" in client.error
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_what_was_checked_is_what_is_served_however_late(change: str, tmp_path: Path) -> None:
+    # vLLM makes a request of the engine out of it when its answer has begun, in a task of its own.
+    file, offered = tmp_path / "a.safetensors", catalog(tmp_path)
+    vector(1.0).save(file)
+    served: list[float] = []
+
+    class Late(Client):
+        async def app(self, scope: Any, receive: Any, send: Any) -> None:
+            vector(2.0).save(file) if change == "replaced" else file.unlink()
+            await asyncio.create_task(self.make_requests())
+            await super().app(scope, receive, send)
+
+        async def make_requests(self) -> None:
+            for _ in range(2):  # of a batch
+                asked = parse({"saif": "a"}, offered)
+                assert asked is not None
+                served.append(float(asked.sets[0][0].compiled[2].vector[0]))
+
+    client = Late(offered)
+    client.post(CHAT, b'{"vllm_xargs": {"saif": "a"}}')
+    assert client.sent == STREAM and served == [1, 1]
+    Late(offered).post(CHAT, b'{"vllm_xargs": {"saif": "a"}}')
+    assert served[2:] == ([2, 2] if change == "replaced" else [])
 
 
 ASKED = {"saif": "add_last"}
@@ -373,6 +402,18 @@ def test_any_body_passes_or_is_refused(
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
     client.post(CHAT, body)
     assert client.seen[0]["body"] == body
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_error_of_the_file_system_is_a_400(
+    number: int, offered: SetCatalog, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "stat", failing)
+    client.post(CHAT, json.dumps(XARGS).encode())
+    assert client.error == f"set 'add_last': {os.strerror(number)}"
 
 
 async def _dead(method: str) -> Any:

@@ -14,12 +14,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
 COMMAND = (sys.executable, "-m", "saif_fast.cli", "serve")
 VLLMS_OWN = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
 ENGINE = (
     *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "20", "--seed", "0"),
     *("--block-size", "32", "--enforce-eager"),  # 32 is what CPU attention wants
 )
+
+# Routes that take a body and run no model, or no text through it that could be steered.
+NOT_GENERATING = {
+    "/tokenize",
+    "/detokenize",
+    "/v1/messages/count_tokens",
+    "/v1/chat/completions/derender",
+    "/v1/completions/derender",
+    "/v1/responses/{response_id}/cancel",
+    "/inference/v1/abort_requests",
+    "/ping",
+    "/scale_elastic_ep",
+    "/is_scaling_elastic_ep",
+}
 
 
 def free_port() -> int:
@@ -72,6 +89,13 @@ def refused(arguments: Sequence[str | Path], timeout: float = 400) -> tuple[int,
         check=False,
     )
     return done.returncode, done.stdout
+
+
+def metric(address: str, name: str, **labels: str) -> float:
+    """The sum of the samples of a metric that have these labels."""
+    text = httpx.get(f"{address}/metrics").text
+    samples = [x for family in text_string_to_metric_families(text) for x in family.samples]
+    return sum(x.value for x in samples if x.name == name and labels.items() <= x.labels.items())
 
 
 def environment() -> dict[str, str]:

@@ -44,8 +44,9 @@ def vector(value: float, layer: int = 2, d_model: int = 64) -> LatentSet:
 
 def core_request(extra_args: object, request_id: str = "0-abc", **fields: Any) -> Any:
     """What the core takes of an ``EngineCoreRequest``."""
-    return SimpleNamespace(
-        request_id=request_id,
-        sampling_params=SimpleNamespace(extra_args=extra_args),
-        **{"external_req_id": request_id.partition("-")[0], "resumable": False, **fields},
-    )
+    known = {
+        "sampling_params": SimpleNamespace(extra_args=extra_args),
+        "external_req_id": request_id.partition("-")[0],
+        "resumable": False,
+    }
+    return SimpleNamespace(request_id=request_id, **{**known, **fields})

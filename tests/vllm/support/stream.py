@@ -12,10 +12,14 @@ class Stream:
 
     Args:
         llm: the engine.
+
+    Attributes:
+        errors: outputs that the engine ended with an error of its own.
     """
 
     def __init__(self, llm: Any) -> None:
         self._engine = llm.llm_engine
+        self.errors = 0
         self._free: list[int] = []
         self._n_ids = 0
         self._key: dict[str, Any] = {}  # of the caller, by id
@@ -72,6 +76,7 @@ class Stream:
             tokens = self._tokens[output.request_id]
             for found in output.outputs:  # one of n, as a rule
                 tokens[found.index] = list(found.token_ids)
+                self.errors += found.finish_reason == "error"
             got[self._key[output.request_id]] = tokens, output.finished
             if output.finished:
                 self._end(output.request_id)

@@ -25,7 +25,7 @@ def add_utilities(module: Any) -> None:
             "streaming inputs": len(admission._sessions),
             "sets loaded": len(loaded),
             "sets placed": len(admission._slots.placed),
-            "files remembered": len(admission._catalog._read),
+            "sets remembered": len(admission._catalog._by_content),
         }
 
     def saif_loads(self: Any) -> dict[str, list[float]]:
@@ -57,14 +57,14 @@ def time_loading(module: Any) -> None:
 
 @after_import("saif_vllm.catalog")
 def time_reading(module: Any) -> None:
-    original = module.SetCatalog.__getitem__
+    original = module.SetCatalog.received
 
-    def get(self: Any, name: str) -> Any:
-        before = self._read.get(name)
+    def received(self: Any, found: Any) -> Any:
+        known = found.content_hash in self._by_content
         began = time.perf_counter()
-        found = original(self, name)
-        if self._read.get(name) is not before:
+        offered = original(self, found)
+        if not known:
             _read.append(1e3 * (time.perf_counter() - began))
-        return found
+        return offered
 
-    module.SetCatalog.__getitem__ = get
+    module.SetCatalog.received = received

@@ -1,0 +1,153 @@
+"""The file of a latent set: a safetensors file whose metadata say what its tensors are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import msgspec
+
+from saif_fast.records import Provenance, Site
+
+FORMAT_VERSION = 1
+METADATA_KEY = "saif_latent_set"
+_LENGTH = 8  # bytes that hold the length of a safetensors file's header
+_LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+_INCOMPLETE = "not a complete safetensors file"
+
+# Time, size and number of a file: writing in place changes the time, replacing it the number.
+Identity: TypeAlias = tuple[int, int, int]
+
+
+class SetHeader(msgspec.Struct, frozen=True):
+    """The JSON in the file's metadata: all that there is to know of a set without its tensors."""
+
+    format: int
+    content_hash: str
+    d_model: int
+    num_layers: int
+    sites: list[Site]
+    provenance: Provenance
+
+    @property
+    def n_live(self) -> dict[int, int]:
+        """Live latents (those that need the encoder) by layer."""
+        return {site.layer: site.n_live for site in self.sites}
+
+    def check_model(self, hidden_size: int, num_layers: int) -> None:
+        """Raise ValueError unless the set was made for a model of this shape."""
+        if (self.d_model, self.num_layers) != (hidden_size, num_layers):
+            raise ValueError(
+                f"latent set was made for hidden size {self.d_model} and {self.num_layers} layers, "
+                f"but the model has hidden size {hidden_size} and {num_layers} layers"
+            )
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Metadata(msgspec.Struct, rename={"metadata": "__metadata__"}):
+    """Of a safetensors header."""
+
+    metadata: dict[str, str] = {}
+
+
+class _Tensor(msgspec.Struct):
+    """An entry of a safetensors header; its metadata are read as one without bytes."""
+
+    data_offsets: tuple[int, int] = (0, 0)
+
+
+_tensors = msgspec.json.Decoder(dict[str, _Tensor])
+_metadata = msgspec.json.Decoder(_Metadata)
+
+
+def identity(found: os.stat_result) -> Identity:
+    """What tells a file from another one, and from itself as it was before it was written."""
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def read(path: str | Path) -> tuple[bytes, Identity]:
+    """The whole file, and which one it is. A large file that is no latent set is not read.
+
+    Raises:
+        OSError: of the file system.
+        ValueError: the file is not regular, or no latent set by its header.
+    """
+    # Not mapped into memory: a file that is cut short under a map ends the process.
+    with _opened(path) as (file, found):
+        head = _head(file, found.st_size)
+        _parse(head)
+        return head + file.read(), identity(found)
+
+
+def read_header(path: str | Path) -> SetHeader:
+    """The header of a file that has all the bytes it speaks of; raises as :func:`read`."""
+    with _opened(path) as (file, found):
+        head = _head(file, found.st_size)
+        header = _parse(head)
+        ends = (entry.data_offsets[1] for entry in _tensors.decode(head[_LENGTH:]).values())
+        if len(head) + max(ends) != found.st_size:
+            raise ValueError(_INCOMPLETE)
+        return header
+
+
+def header_of(data: bytes) -> SetHeader:
+    """The header of a file's content; ValueError where it is none of a latent set."""
+    return _parse(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+
+
+def write(path: Path, data: bytes) -> None:
+    """Make or replace a file; a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    # A FIFO would keep its reader waiting for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+            raise ValueError(f"expected a latent set file, got {kind}")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file, found
+    finally:
+        os.close(descriptor)
+
+
+def _head(file: BinaryIO, size: int) -> bytes:
+    start = file.read(_LENGTH)
+    length = int.from_bytes(start, "little")
+    if len(start) < _LENGTH or length > min(size - _LENGTH, _LONGEST_HEADER):
+        raise ValueError(_INCOMPLETE)
+    return start + file.read(length)
+
+
+def _parse(head: bytes) -> SetHeader:
+    try:
+        metadata = _metadata.decode(head[_LENGTH:]).metadata
+    except ValueError as error:
+        raise ValueError(f"{_INCOMPLETE} ({error})") from None
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
+    version = msgspec.json.decode(text, type=_Format).format
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"latent set format {version} is newer than this saif-fast reads "
+            f"({FORMAT_VERSION}); upgrade saif-fast"
+        )
+    return msgspec.json.decode(text, type=SetHeader)
