@@ -14,6 +14,8 @@ import msgspec
 import safetensors
 from torch import Tensor
 
+from saif_fast.text import read_text
+
 # The first bytes of what torch.save and pickle write.
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -59,7 +61,7 @@ def read_directory(path: Path) -> StoredSae:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(read_text(path), type=dict[str, Any])
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file; a sae-lens SAE is a directory with cfg.json and "

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from saif_fast.model_info import ModelInfo
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def model_name(model: PreTrainedModel) -> str:
-    """The config's own ``model_name``, else the hub name or directory that it was loaded from."""
-    name: str = getattr(model.config, "model_name", None) or model.config.name_or_path
-    return name
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same model, whatever organisation or directory holds it."""
-    # TransformerLens, and with it SAEs, call the hub's gpt2 gpt2-small.
-    names = {PurePath(name).name.lower().replace("gpt2-small", "gpt2") for name in (one, other)}
-    return len(names) == 1
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -51,9 +40,20 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     """Token ids of each text, with exactly one BOS where the tokenizer adds one to plain text.
 
     A chat template writes its own BOS into the text; it is not doubled here.
+
+    Raises:
+        ValueError: a text holds half of a surrogate pair, as bytes of a command line that are not
+            UTF-8 do.
     """
     if not texts:
         return []
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text: expected Unicode, got {text[error.start]!r} in {reprlib.repr(text)}"
+            ) from None
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -87,6 +87,25 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     except TemplateError as error:
         raise ValueError(f"chat template: {error}") from error
     return rendered
+
+
+def check_lengths(
+    ids: Sequence[Sequence[int]], context: int | None, name: Callable[[int], str]
+) -> None:
+    """Check token ids before a model runs: a text has a last token, and a reply still fits.
+
+    Args:
+        ids: of each text.
+        context: the model's, in tokens; None is not known.
+        name: how an error names the text of an index.
+
+    Raises:
+        ValueError: a text has no tokens, or as many as the context or more.
+    """
+    expected = "1 token or more" if context is None else f"1 to {context - 1} tokens"
+    for i, row in enumerate(ids):
+        if not row or (context is not None and len(row) >= context):
+            raise ValueError(f"{name(i)}: expected {expected}, got {len(row)}")
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -133,7 +152,7 @@ def residuals(
         residual stream after the block, [batch, tokens, d_model] in the model's dtype.
 
     Raises:
-        ValueError: the model lacks a layer.
+        ValueError: the model lacks a layer, or as :func:`check_lengths`.
     """
     hidden: dict[int, Tensor] = {}
 
@@ -147,6 +166,8 @@ def residuals(
     for layer in layers:
         if not 0 <= layer < len(blocks):
             raise ValueError(f"layer: expected 0 to {len(blocks) - 1}, got {layer}")
+    # Left padding puts something in the last place of a text that has no token.
+    check_lengths(ids, ModelInfo.of(model.config).context, lambda i: f"text {i}")
     for batch in batches([len(row) for row in ids], max_tokens):
         tokens, real = left_pad([ids[i] for i in batch], model.device)
         with ExitStack() as hooks, torch.no_grad():

@@ -190,6 +190,17 @@ class LatentSet:
         """Live latents (those that need the encoder) by layer."""
         return self.header.n_live
 
+    @cached_property
+    def reach(self) -> dict[int, float]:
+        """By layer, what the length of the set's change at strength 1 cannot exceed; apart from
+        what live latents read of the residual stream.
+        """
+        compiled = {layer: self.compile(layer) for layer in self.layers}
+        return {
+            layer: (edits.vector.norm() + edits.p.abs() @ edits.W_dec.norm(dim=1)).item()
+            for layer, edits in compiled.items()
+        }
+
     @property
     def is_last_layer_constant(self) -> bool:
         """Whether the set is one constant vector on the last block's output, hence nearly a logit

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
+import torch
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.limits import MAX_STRENGTH
 from saif_fast.names import NAME_PATTERN, listed
-from saif_kernels import OPEN_STOP, Window
+from saif_kernels import OPEN_STOP, Window, largest_norm
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
 # The scope "prompt": the last prompt token (generated index 0) belongs to it as well.
 PROMPT_ONLY = Window(prompt=True, start=0, stop=1)
-MAX_STRENGTH = 10.0  # unless configured
-# "saf" is 0.86 from "saif"; words such as "safe" and "said" are 0.75.
-_MISSPELT = 0.8
 MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
-_TERM = re.compile(rf"(?P<name>{NAME_PATTERN})\s*(?:\*\s*(?P<strength>\S+))?")
+_LEAST_STRENGTH = 2.0**-126  # of fp32's normal numbers; a device may take a lesser one for 0
+_TERM_LENGTH = 128  # of a name, a strength and what is around them
+
+# ASCII only: Python's own float() also reads "1_000", " 1" and digits of other scripts.
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_STRENGTH = re.compile(_NUMBER)
+_DECAY = re.compile(rf"({_NUMBER})(?: *, *({_NUMBER}))?")
+# A strength is whatever stands behind the "*", so that a message can say what it should be. The
+# plus of an exponent belongs to it, as the one before it does; other ones come before a term.
+_TERM = re.compile(
+    rf"(?P<name>{NAME_PATTERN})"
+    r"(?: *\* *(?P<strength>[+-]?(?:[0-9.]+[eE][+-]?[0-9]+|[^ +*]+)))?"
+)
+_PLUS = re.compile(r" *\+ *")
+
+# "saif" in another order, or with a letter missing; words such as "safe" and "said" are neither.
+_MISSPELT = frozenset(
+    map("".join, (*itertools.permutations("saif"), *itertools.combinations("saif", 3)))
+)
+_WITH_OTHER_LETTERS = re.compile(r".*s.*a.*i.*f")  # one or two too many
 
 
 class SteeringRequest(msgspec.Struct, frozen=True):
@@ -28,6 +48,7 @@ class SteeringRequest(msgspec.Struct, frozen=True):
 
     sets: tuple[tuple[str, float], ...]
     window: Window = Window()
+    scope: str = "generated"  # as given; two scopes can be one window
 
 
 def parse_request(
@@ -39,10 +60,13 @@ def parse_request(
 ) -> SteeringRequest | None:
     """Read the ``saif*`` keys of a request; keys of others are left alone. None: nothing asked.
 
+    Names are those of set files, numbers are ASCII, and spaces may stand around ``*``, ``+`` and
+    ``,`` only.
+
     =============== =========================================== ==================================
     key             value                                       meaning
     =============== =========================================== ==================================
-    ``saif``        ``"french"``, ``"french*0.8 + formal*0.4"`` sets and strengths (1 unless given)
+    ``saif``        ``"french"``, ``"french*0.8 + formal*0.4"`` sets and strengths, 1 unless given
     ``saif_scope``  generated (default), prompt, all            positions that are steered
     ``saif_start``  int >= 0, in generated tokens               first one steered
     ``saif_stop``   int > start, in generated tokens            first one no longer steered
@@ -56,10 +80,13 @@ def parse_request(
         max_sets: most sets in one request.
 
     Raises:
-        ValueError: anything else; the message names what is available.
+        ValueError: anything else, and what would change nothing; the message names what is
+            available.
     """
     check_keys(extra_args)
-    given = {key: value for key, value in (extra_args or {}).items() if key in REQUEST_KEYS}
+    given = {
+        key: plain(extra_args[key]) for key in REQUEST_KEYS if extra_args and key in extra_args
+    }
     if not given:
         return None
     if "saif" not in given:
@@ -67,7 +94,24 @@ def parse_request(
             f"{sorted(given)[0]!r} was given without 'saif'; available sets: {listed(available)}"
         )
     sets = _parse_sets(given["saif"], available, max_strength, max_sets)
-    return SteeringRequest(sets=sets, window=_parse_window(given))
+    scope, window = _parse_window(given)
+    return SteeringRequest(sets, window, scope)
+
+
+def plain(value: object) -> object:
+    """``value`` as exactly a str, an int or a float where it is of a subclass; else as it is.
+
+    numpy's float64 and str_ and the members of enums pass for what they derive from in every check
+    but the last: an engine cannot be sent them.
+    """
+    # Not str(value) and so on: a subclass may say something else of itself, as enums do.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    return value
 
 
 def check_keys(extra_args: Mapping[str, object] | None) -> None:
@@ -75,32 +119,52 @@ def check_keys(extra_args: Mapping[str, object] | None) -> None:
 
     Such a request would be served unsteered, which no one would notice.
     """
-    for key in extra_args or {}:
-        if key not in REQUEST_KEYS and _is_near(str(key)):
+    for key in extra_args or ():
+        if _is_near(str(key)) and key not in REQUEST_KEYS:
             raise ValueError(
-                f"unknown steering argument {key!r}; available: {', '.join(REQUEST_KEYS)}"
+                f"unknown steering argument {quoted(key)}; available: {', '.join(REQUEST_KEYS)}"
             )
 
 
+def _is_near(key: str) -> bool:
+    name = key.lower()
+    if "f" not in name and "sai" not in name:  # as most are; a body may have any number of keys
+        return False
+    stem = name.replace("-", "_").partition("_")[0]
+    return (
+        "saif" in name
+        or stem in _MISSPELT
+        or (4 < len(stem) < 7 and _WITH_OTHER_LETTERS.match(stem) is not None)
+    )
+
+
 def check_strength(name: str, value: float, max_strength: float = MAX_STRENGTH) -> float:
-    """Return ``value``, or raise ValueError unless it is finite and within ``max_strength``."""
+    """Return ``value``, or raise ValueError unless it is finite, within ``max_strength``, not 0."""
     if not abs(value) <= max_strength:
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
-            f"{name!r}, got {value!r}"
+            f"{name!r}, got {quoted(value)}"
+        )
+    if abs(value) < _LEAST_STRENGTH:
+        raise ValueError(
+            f"saif: expected a strength other than 0 for set {name!r}, got {quoted(value)}, which "
+            "changes nothing: leave the set out, or 'saif' for an unsteered request"
         )
     return value
 
 
-def _is_near(key: str) -> bool:
-    name = key.lower().replace("-", "_")
-    stem = name.partition("_")[0]
-    return (
-        name.startswith("saif")
-        or sorted(stem) == sorted("saif")
-        # No longer word comes so close, and a body may have any number of keys.
-        or (len(stem) <= 6 and difflib.SequenceMatcher(None, stem, "saif").ratio() >= _MISSPELT)
-    )
+def check_reached(window: Window, max_tokens: int, *, prompt_shows: bool = True) -> None:
+    """Raise ValueError where a generation ends before its window begins.
+
+    Args:
+        max_tokens: most tokens that are generated.
+        prompt_shows: a window that takes in the prompt changes something by that alone.
+    """
+    if window.start >= max_tokens and not (window.prompt and prompt_shows):
+        raise ValueError(
+            f"saif_start: expected less than the most tokens that are generated (max_tokens), "
+            f"{max_tokens}, got {window.start}, from where nothing would be steered"
+        )
 
 
 def check_combination(sets: Mapping[str, LatentSet]) -> None:
@@ -126,57 +190,84 @@ def check_combination(sets: Mapping[str, LatentSet]) -> None:
                 owner[key] = name
 
 
+def check_length(sets: Iterable[tuple[LatentSet, float]], dtype: torch.dtype) -> None:
+    """Raise ValueError where sets with their strengths change more than a residual stream holds.
+
+    The op would cut such a change down, and so not do what was asked for.
+    """
+    largest, reach = largest_norm(dtype), defaultdict[int, float](float)
+    for latent_set, strength in sets:
+        for layer, length in latent_set.reach.items():
+            reach[layer] += abs(strength) * length
+    for layer, length in reach.items():
+        if not length <= largest:
+            raise ValueError(
+                f"saif: expected a change of norm {largest:g} at most, strength times the set's "
+                f"norm, for a model in {dtype}, got {length:.4g} at layer {layer}; "
+                f"{largest / length:.2g} times the strength would do"
+            )
+
+
 def _parse_sets(
     text: object, available: Collection[str], max_strength: float, max_sets: int
 ) -> tuple[tuple[str, float], ...]:
     if not isinstance(text, str):
         raise ValueError(
             "saif: expected a string such as 'name' or 'name*0.8 + other*0.4', "
-            f"got {_quoted(text)}; "
-            f"available sets: {listed(available)}"
+            f"got {quoted(text)}; available sets: {listed(available)}"
+        )
+    if len(text) > max_sets * _TERM_LENGTH:
+        raise ValueError(
+            f"saif: expected at most {max_sets * _TERM_LENGTH} characters for the at most "
+            f"{max_sets} sets of a request, got {len(text)}: {quoted(text)}"
         )
     sets: dict[str, float] = {}
-    for term in _terms(text):
-        match = _TERM.fullmatch(term)
-        if match is None:
+    for name, strength in _terms(text, available):
+        if len(sets) == max_sets:
             raise ValueError(
-                "saif: expected 'name' or 'name*strength' between '+', "
-                f"got {_quoted(term)} in {_quoted(text)}; available sets: {listed(available)}"
+                f"saif: expected at most {max_sets} sets in a request, got more in {quoted(text)}"
             )
-        name = match["name"]
         if name not in available:
             raise ValueError(f"unknown set {name!r}; available sets: {listed(available, name)}")
         if name in sets:
-            raise ValueError(f"saif: set {name!r} is given twice in {_quoted(text)}")
-        sets[name] = _strength(name, match["strength"], max_strength, available)
-    if len(sets) > max_sets:
-        raise ValueError(f"saif: expected at most {max_sets} sets in a request, got {len(sets)}")
+            raise ValueError(f"saif: set {name!r} is given twice in {quoted(text)}")
+        sets[name] = 1.0 if strength is None else _strength(name, strength, max_strength, available)
     return tuple(sets.items())
 
 
-def _terms(text: str) -> list[str]:
-    # A plus directly behind "*" or inside an exponent belongs to the number ("a*+1", "a*1e+2").
-    return [term.strip() for term in re.split(r"(?<![*eE])(?<!\*\s)\+", text)]
+def _terms(text: str, available: Collection[str]) -> Iterator[tuple[str, str | None]]:
+    """Names and strengths of ``text``, as they are written."""
+    at = 0
+    while term := _TERM.match(text, at):
+        plus = _PLUS.match(text, term.end())
+        if plus is None and term.end() < len(text):
+            break
+        yield term["name"], term["strength"]
+        if plus is None:
+            return
+        at = plus.end()
+    raise ValueError(
+        "saif: expected 'name' or 'name*strength' between '+', with no space but around these, "
+        f"got {quoted(text[at:].partition('+')[0])} in {quoted(text)}; "
+        f"available sets: {listed(available)}"
+    )
 
 
-def _strength(
-    name: str, text: str | None, max_strength: float, available: Collection[str]
-) -> float:
-    if text is None:
-        return 1.0
-    try:
-        return check_strength(name, float(text), max_strength)
-    except ValueError:
+def _strength(name: str, text: str, max_strength: float, available: Collection[str]) -> float:
+    value = float(text) if _STRENGTH.fullmatch(text) else math.nan
+    if math.isnan(value):
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
-            f"{name!r}, got {_quoted(text)}; available sets: {listed(available)}"
-        ) from None
+            f"{name!r}, got {quoted(text)}; available sets: {listed(available)}"
+        )
+    return check_strength(name, value, max_strength)
 
 
-def _parse_window(given: Mapping[str, object]) -> Window:
+def _parse_window(given: Mapping[str, object]) -> tuple[str, Window]:
+    """The scope as given, and what it comes to with the other keys."""
     scope = given.get("saif_scope", "generated")
-    if scope not in SCOPES:
-        raise ValueError(f"saif_scope: expected one of {', '.join(SCOPES)}, got {scope!r}")
+    if not isinstance(scope, str) or scope not in SCOPES:
+        raise ValueError(f"saif_scope: expected one of {', '.join(SCOPES)}, got {quoted(scope)}")
     if scope == "prompt":
         beside = sorted(set(given) - {"saif", "saif_scope"})
         if beside:
@@ -184,11 +275,11 @@ def _parse_window(given: Mapping[str, object]) -> Window:
                 f"{beside[0]}: expected none with saif_scope 'prompt', "
                 "since it counts generated tokens"
             )
-        return PROMPT_ONLY
+        return scope, PROMPT_ONLY
     start = _tokens(given, "saif_start", 0, 0)
     stop = _tokens(given, "saif_stop", OPEN_STOP, start + 1)
     omega, power = _decay(given.get("saif_decay", 0.0))
-    return Window(prompt=scope == "all", start=start, stop=stop, omega=omega, power=power)
+    return scope, Window(prompt=scope == "all", start=start, stop=stop, omega=omega, power=power)
 
 
 def _tokens(given: Mapping[str, object], key: str, default: int, least: int) -> int:
@@ -197,27 +288,33 @@ def _tokens(given: Mapping[str, object], key: str, default: int, least: int) -> 
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= OPEN_STOP:
         raise ValueError(
-            f"{key}: expected an integer >= {least} in generated tokens, got {value!r}"
+            f"{key}: expected an integer >= {least} in generated tokens, got {quoted(value)}"
         )
     return value
 
 
 def _decay(value: object) -> tuple[float, float]:
-    parts = value.split(",") if isinstance(value, str) else [value]
-    try:
-        numbers = [float(part) for part in parts]  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        numbers = []
-    legal = all(0 <= number <= MAX_DECAY for number in numbers)
-    if isinstance(value, bool) or not legal or len(numbers) not in (1, 2):
+    numbers: list[float] = []
+    if isinstance(value, str) and len(value) <= _TERM_LENGTH and (match := _DECAY.fullmatch(value)):
+        numbers = [float(number) for number in match.groups() if number is not None]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        numbers = [value]
+    if not numbers or not all(0 <= number <= MAX_DECAY for number in numbers):
         raise ValueError(
             f"saif_decay: expected omega or 'omega,power', each from 0 to {MAX_DECAY:g}, "
-            f"got {str(value)[:40]!r}"
+            f"got {quoted(value)}"
         )
-    return numbers[0], numbers[1] if len(numbers) == 2 else Window().power
+    omega, power = (*numbers, Window().power)[:2]
+    return float(omega), float(power)
 
 
-def _quoted(value: object) -> str:
-    """As a message has it: what is wrong is seen from its beginning."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:99]}…"
+def quoted(value: object) -> str:
+    """As a message has it: short, however long or deep the value is."""
+    value = plain(value)
+    if isinstance(value, str | bytes):
+        return f"{value[:60]!r}…" if len(value) > 60 else repr(value)
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "an integer of more than 64 bits"
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"[:100]

@@ -70,6 +70,15 @@ def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Ru
     """Start the runtime ``name`` ("vllm", "transformers") for ``model`` with the sets ``sets``.
 
     Raises:
+        ValueError: as :func:`find_runtime`.
+    """
+    return find_runtime(name)(model, sets, **options)
+
+
+def find_runtime(name: str) -> Callable[..., Runtime]:
+    """What starts the runtime ``name``, of ``model``, ``sets`` and options.
+
+    Raises:
         ValueError: no such runtime is installed, or the package it needs is missing.
     """
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
@@ -77,6 +86,9 @@ def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Ru
         raise ValueError(f"runtime: expected one of {sorted(found)}, got {name!r}")
     try:
         start: Callable[..., Runtime] = found[name].load()
+        # Ours import their package when they start, which may be after hours of work.
+        if name in _EXTRAS and find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
     except ModuleNotFoundError as missing:
         # A missing module of our own is a broken installation, and no package to install.
         if missing.name != name or name not in _EXTRAS:
@@ -85,4 +97,4 @@ def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Ru
             f"runtime: {name!r} needs the package {missing.name}; "
             f"install it with: pip install 'saif-fast[{_EXTRAS[name]}]'"
         ) from missing
-    return start(model, sets, **options)
+    return start

@@ -46,7 +46,8 @@ class HookedModel:
         """What the tables take of a set, by layer that it edits.
 
         Raises:
-            ValueError: as :meth:`check`, or the set has values beyond the model's dtype.
+            ValueError: as :meth:`check`; or the set has values beyond the model's dtype, or changes
+                nothing, as one of ``scale:1`` alone.
         """
         self.check(latent_set.header, max_latents)
         compiled = {layer: latent_set.compile(layer) for layer in latent_set.layers}
@@ -57,7 +58,19 @@ class HookedModel:
                         f"latent set {name} at layer {layer}: expected values within {self.dtype}, "
                         "got larger ones"
                     )
+        if not any(_changes_something(edits, self.dtype) for edits in compiled.values()):
+            raise ValueError(
+                "latent set: expected an edit that changes something, got only ones that add 0 "
+                f"({self.dtype}) whatever the activations are"
+            )
         return compiled
+
+
+def _changes_something(edits: LatentEdits, dtype: torch.dtype) -> bool:
+    # D = max(lo, p + q * a) is 0 for every a only where p and q are, and lo is not above.
+    moves = (edits.p != 0) | (edits.q != 0) | (edits.lo > 0)
+    rows = (edits.vector, edits.W_dec[moves])
+    return any(bool((row.to(dtype) != 0).any()) for row in rows)
 
 
 class SteeringTables:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from saif_fast.hf import decoder_layers
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import SteeringRequest, check_combination
+from saif_fast.limits import MAX_DOSE
+from saif_fast.request import SteeringRequest, check_combination, check_length
 from saif_fast.slots import SetSlots
 from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
@@ -38,7 +39,8 @@ class ResidualSteering:
 
     def __init__(self, model: PreTrainedModel, sets: Mapping[str, LatentSet]) -> None:
         modules = decoder_layers(model)
-        self._device, self._d_model = model.device, model.config.get_text_config().hidden_size
+        self._device, self._dtype = model.device, model.dtype
+        self._d_model = model.config.get_text_config().hidden_size
         self._sets = dict(sets)
         layers = sorted({layer for latent_set in sets.values() for layer in latent_set.layers})
         fits = HookedModel(tuple(layers), self._d_model, len(modules), model.dtype)
@@ -58,8 +60,9 @@ class ResidualSteering:
         Raises:
             ValueError: two sets of one request set the same latent.
         """
-        for names in {tuple(name for name, _ in r.sets) for r in requests if r is not None}:
-            check_combination({name: self._sets[name] for name in names})
+        for asked in {request.sets for request in requests if request is not None}:
+            check_combination({name: self._sets[name] for name, _ in asked})
+            check_length(((self._sets[name], strength) for name, strength in asked), self._dtype)
         self._rows = None
         if any(request is not None for request in requests):
             self._rows = _request_rows(requests, self._slots, prompt_lens, self._device)
@@ -116,7 +119,15 @@ class ResidualSteering:
                 )
             flat = hidden.reshape(-1, self._d_model)
             assert flat.shape[0] == self._token_row.shape[0]
-            steer_(flat, None, bank, self._rows, self._token_row, self._token_scale)
+            steer_(
+                flat,
+                None,
+                bank,
+                self._rows,
+                self._token_row,
+                self._token_scale,
+                max_dose=MAX_DOSE,
+            )
             steered = flat.view(hidden.shape)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saif_fast.hf import batches, encode_texts, left_pad, positions_of
+from saif_fast.hf import batches, check_lengths, encode_texts, left_pad, positions_of
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import SteeringRequest, parse_request
+from saif_fast.model_info import ModelInfo
+from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.residual import ResidualSteering
@@ -63,7 +65,7 @@ class TransformersRuntime:
         if tokenizer is None:
             raise ValueError("tokenizer: expected one with a loaded model, got None")
         self._model, self._tokenizer, self._sets = model.eval(), tokenizer, sets
-        self._context = model.config.get_text_config().max_position_embeddings
+        self._context = ModelInfo.of(model.config).context
         vocabulary = model.config.get_text_config().vocab_size
         self._max_rows = max(1, min(max_rows, _LOGIT_ELEMENTS // vocabulary))
         self._max_batch_tokens = max_batch_tokens
@@ -76,8 +78,8 @@ class TransformersRuntime:
         """Greedy generations in the order of ``requests``; all are checked before any runs.
 
         Raises:
-            ValueError: a request does not parse, names an unknown set or token, or its prompt
-                fills the model's context.
+            ValueError: a request does not parse, names an unknown set or token, would end before
+                it is steered, or its prompt fills the model's context.
         """
         if not requests:
             return []
@@ -89,24 +91,23 @@ class TransformersRuntime:
             self._model.config.get_text_config().vocab_size,
             self._model.device,
         )
-        for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        for i, request in enumerate(requests):
             if request.max_tokens < 1:
                 raise ValueError(
                     f"request {i} max_tokens: expected 1 or more, got {request.max_tokens}"
                 )
-            if not 1 <= len(prompt) < self._context:
-                raise ValueError(
-                    f"request {i} prompt: expected 1 to {self._context - 1} tokens, "
-                    f"got {len(prompt)}"
-                )
+            if (asked := steering[i]) is not None:
+                check_reached(asked.window, request.max_tokens)
+        check_lengths(prompts, self._context, lambda i: f"request {i} prompt")
         used = {name for request in steering if request is not None for name, _ in request.sets}
         loaded = {name: load_set(self._sets, name) for name in names if name in used}
         residual = ResidualSteering(self._model, loaded)
         generated: list[list[int]] = [[]] * len(requests)
         with torch.inference_mode(), residual.attached():
             # A generation ends where the context does, as in vLLM.
+            context = sys.maxsize if self._context is None else self._context
             lengths = [
-                min(len(prompt) + request.max_tokens, self._context)
+                min(len(prompt) + request.max_tokens, context)
                 for prompt, request in zip(prompts, requests, strict=True)
             ]
             for batch in batches(lengths, self._max_batch_tokens, self._max_rows):

@@ -5,16 +5,16 @@ Importing this package needs the standard library only: vLLM imports plugins in 
 
 from typing import Any
 
-from saif_vllm.config import SET_DIR_VARIABLE, engine_args
+from saif_vllm.config import engine_args
 
-__all__ = ["SET_DIR_VARIABLE", "engine_args", "report", "residuals"]
+__all__ = ["engine_args", "report", "report_async", "residuals"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "report":
-        from saif_vllm.reporting import report
+    if name in ("report", "report_async"):
+        from saif_vllm import reporting
 
-        return report
+        return getattr(reporting, name)
     if name == "residuals":
         from saif_vllm.identification import residuals
 

@@ -22,6 +22,7 @@ from saif_vllm.request import SetUse, Steered, carry, parse, pinned, split_keys
 logger = logging.getLogger("vllm.saif")
 
 Write = Callable[[Placement, Mapping[int, LatentEdits]], None]
+Scrub = Callable[[], None]
 Proceed = Callable[[], None]
 
 
@@ -62,11 +63,12 @@ class Admission:
     Args:
         catalog: the sets that are offered.
         write: puts a set into the tables of all workers.
+        scrub: clears all workers' KV caches of what is not finite.
     """
 
-    def __init__(self, catalog: SetCatalog, write: Write) -> None:
+    def __init__(self, catalog: SetCatalog, write: Write, scrub: Scrub) -> None:
         config = catalog.config
-        self._catalog, self._write = catalog, write
+        self._catalog, self._write, self.scrub = catalog, write, scrub
         self._slots = SetSlots(config.layers, config.max_sets, config.max_latents)
         self._loaded: OrderedDict[str, _Set] = OrderedDict()  # least recently used first
         self._line: deque[tuple[Admitted, Proceed]] = deque()  # waiting for room

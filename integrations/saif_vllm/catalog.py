@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from saif_fast.set_dir import SetDirectory, UnknownSet, reading
 from saif_fast.set_file import Identity
 from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
-from saif_vllm.config import SET_DIR_VARIABLE, SteeringConfig
+from saif_vllm.config import SteeringConfig
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True):
@@ -95,18 +94,12 @@ class SetCatalog(Collection[str]):
 
     @classmethod
     def of(cls, vllm_config: Any, config: SteeringConfig) -> SetCatalog:
-        """Of the directory named by the environment; every set in it is checked.
+        """Of the directory that the engine was started with; every set in it is checked.
 
         Raises:
-            ValueError: the variable is not set, or a set does not fit; the message names it.
+            ValueError: it is not there, or a set does not fit; the message names it.
         """
-        path = os.environ.get(SET_DIR_VARIABLE)
-        if path is None:
-            raise ValueError(
-                f"{SET_DIR_VARIABLE}: expected the set directory in the environment, got nothing; "
-                "saif_vllm.engine_args sets it"
-            )
-        catalog = cls(SetDirectory(path), config, model_of(vllm_config, config))
+        catalog = cls(SetDirectory(config.set_dir), config, model_of(vllm_config, config))
         catalog.check()
         return catalog
 

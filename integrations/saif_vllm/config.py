@@ -1,8 +1,8 @@
 """How an engine is started with steering: what is fixed at start, and where the sets are.
 
-Everything in vLLM's ``additional_config`` is part of its compile key. The hooked layers are there,
-since they shape the compiled graph, and the capacities, on which all processes must agree; the set
-directory travels in the environment, which engine core and workers inherit.
+All of it is in vLLM's ``additional_config``, which reaches every process of the engine and is part
+of the compile key: the hooked layers shape the compiled graph, and on capacities all processes must
+agree. Other sets need no other graph, so the key does not hold their directory (``unhashed.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SET_DIR_VARIABLE = "SAIF_SET_DIR"
+from saif_vllm.unhashed import UnhashedPath, path_of
+
 DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
 EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
@@ -40,6 +41,7 @@ class SteeringConfig:
     """What is frozen when the engine starts.
 
     Attributes:
+        set_dir: absolute path of the directory of latent sets.
         layers: hooked decoder layers, ascending; a set for another layer is refused.
         max_sets: sets that can be loaded at a time; the directory may hold more.
         max_latents: live latents of all loaded sets together, at each hooked layer.
@@ -47,13 +49,14 @@ class SteeringConfig:
         max_strength: largest absolute strength of a request.
         warn_dose: a request whose change of the residual stream, relative to the stream's norm,
             passes this at some token is warned of in the log; None: none is.
-        max_dose: the change of any token is scaled down to this; None: no cap. It costs a second
-            launch at each hooked layer.
+        max_dose: the change of any token is scaled down to this; None: no cap but that of the
+            model's dtype, see :func:`saif_kernels.steer_`.
         max_captures: residuals that can be kept at a time for identification, at each hooked layer;
             0: none, and no op for it.
         version: of this plugin. A graph that was compiled by another version must not be reused.
     """
 
+    set_dir: str
     layers: tuple[int, ...]
     max_sets: int
     max_latents: int
@@ -65,6 +68,9 @@ class SteeringConfig:
     version: str
 
     def __post_init__(self) -> None:
+        # What a relative path means would be up to the working directory of each process.
+        if not isinstance(self.set_dir, str) or not os.path.isabs(self.set_dir):
+            raise ValueError(f"set_dir: expected an absolute path, got {self.set_dir!r}")
         layers = self.layers
         if not layers or list(layers) != sorted(set(layers)) or min(layers) < 0:
             raise ValueError(f"layers: expected distinct layers >= 0, ascending, got {layers}")
@@ -98,7 +104,9 @@ class SteeringConfig:
                 f"additional_config['saif']: expected the keys {sorted(names)} as made by "
                 f"saif_vllm.engine_args, got {given!r}"
             )
-        config = cls(**{**given, "layers": tuple(given["layers"])})
+        config = cls(
+            **{**given, "layers": tuple(given["layers"]), "set_dir": path_of(given["set_dir"])}
+        )
         if config.version != version("saif-fast"):
             raise ValueError(
                 f"additional_config['saif']: expected version {version('saif-fast')}, "
@@ -116,17 +124,18 @@ def engine_args(
     max_sets_per_request: int = 8,
     max_strength: float = 10.0,
     warn_dose: float | None = None,
-    max_dose: float | None = None,
+    max_dose: float | None = 64.0,
     max_captures: int = 0,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
 
-    Also sets the environment variable ``SAIF_SET_DIR`` and installs the front end's seams in this
-    process, so that the engine cannot start without them.
+    They hold all that decides what the engine serves; several engines of a process, and those that
+    another process starts with them, each have their own. Also installs the front end's seams in
+    this process, so that the engine cannot start without them.
 
     Args:
-        set_dir: directory of latent sets (``<name>.safetensors``).
+        set_dir: directory of latent sets (``<name>.safetensors``), from now on as an absolute path.
         layers: decoder layers to hook; those of the sets in the directory unless given. They are
             frozen at start, so name those of sets that will be added later.
         max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose,
@@ -149,6 +158,7 @@ def engine_args(
                 f"layers: expected where the set directory is empty ({directory.root}), got none"
             )
     config = SteeringConfig(
+        set_dir=str(directory.root.absolute()),
         layers=tuple(layers),
         max_sets=max_sets,
         max_latents=max_latents,
@@ -160,8 +170,12 @@ def engine_args(
         version=version("saif-fast"),
     )
     seams.arm()
-    os.environ[SET_DIR_VARIABLE] = str(directory.root.absolute())
+    given = {
+        **asdict(config),
+        "set_dir": UnhashedPath(config.set_dir),
+        "layers": list(config.layers),
+    }
     return {
-        "additional_config": {"saif": {**asdict(config), "layers": list(config.layers)}},
+        "additional_config": {"saif": given},
         "worker_extension_cls": worker_extension_cls or EXTENSION,
     }

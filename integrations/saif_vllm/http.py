@@ -1,19 +1,21 @@
 """Requests over HTTP: what would be served unsteered, or fail in mid-stream, is refused with 400.
 
 vLLM ignores fields that it does not know, some of its routes drop ``vllm_xargs``, and a streaming
-request is validated when the status 200 has been sent. So bodies are read here before vLLM does.
+request is validated when the status 200 has been sent. So requests are read here before vLLM does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from saif_fast.names import listed
-from saif_fast.request import REQUEST_KEYS, check_keys
+from saif_fast.request import REQUEST_KEYS, check_keys, quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal, read_devices
 from saif_vllm.request import parse
@@ -27,8 +29,8 @@ ASGIApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitab
 _XARGS = ("vllm_xargs",)
 _EXTRA_ARGS = ("sampling_params", "extra_args")
 # Every route of vLLM that takes JSON and runs the model, and where in its body the steering keys
-# are passed on to the engine: nowhere, for an empty path. Audio (a form) and websockets are not
-# here; other routes generate nothing.
+# are passed on to the engine: nowhere, for an empty path. Websockets are not here; other routes
+# generate nothing.
 ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": _XARGS,
     "/v1/chat/completions/batch": _XARGS,
@@ -56,8 +58,15 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/rerank": (),
     "/v2/rerank": (),
 }
+# Of these, which take forms, only what is outside of the body is looked at.
+_FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 # The one field of a body that is the client's own.
 _FREE = "metadata"
+# What clients and vLLM call an object of further parameters, wherever they put it.
+_CONTAINERS = frozenset({"vllm_xargs", "extra_args", "extra_body", "sampling_params"})
+_MESSAGES = ("messages", "input")  # fields whose objects have fields of their own
+_NESTING = (dict, list, str)
+_MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -65,7 +74,8 @@ class SteeringGuard:
     """Pure ASGI middleware. A request that passes reaches vLLM as it came, its response as it goes.
 
     Args:
-        app: the application, whose ``state.engine_client`` is an engine that steers.
+        app: the application, with its engine as ``state.engine_client``. Every one of a process has
+            a guard as soon as one of their engines steers; for the others' it does nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -73,70 +83,116 @@ class SteeringGuard:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method = scope["method"] if scope["type"] == "http" else None
-        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else None
-        if method == "GET" and route in ("/metrics", "/metrics/"):
-            await read_devices(scope["app"].state.engine_client)
-        if method != "POST" or route not in ROUTES:
+        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else ""
+        scraped = method == "GET" and route in ("/metrics", "/metrics/")
+        guarded = method == "POST" and (route in ROUTES or route in _FORMS)
+        engine = scope["app"].state.engine_client if scraped or guarded else None
+        catalog = None if engine is None else engine.input_processor.saif
+        if catalog is None:
             await self.app(scope, receive, send)
             return
-        body, replay = await _read(receive)
-        catalog = scope["app"].state.engine_client.input_processor.saif
+        if scraped:
+            await read_devices(engine)
         # What is found here is what vLLM will be served with, which begins its answer first.
         with catalog.one_request():
             try:
-                check_body(route, _fields(body), catalog)
+                if guarded:
+                    check_outside(route, scope, catalog)
+                if route in ROUTES:
+                    body, receive = await _read(receive)
+                    check_body(route, body, catalog)
             except ValueError as error:
                 count_refusal()
                 await _answer_400(send, str(error))
                 return
-            await self.app(scope, replay, send)
+            await self.app(scope, receive, send)
 
 
-def check_body(
-    route: str,
-    fields: Mapping[str, Any],
-    catalog: SetCatalog,
-) -> None:
+def check_outside(route: str, scope: Mapping[str, Any], catalog: SetCatalog) -> None:
+    """Raise ValueError for a header or a query parameter that has the name of a key of ours."""
+    for header, _ in scope.get("headers", ()):
+        name = header.decode("latin-1").lower()
+        if _is_ours(name.removeprefix("x-")):
+            raise ValueError(_misplaced("saif", f"the header {quoted(name)}", route, catalog))
+    query = scope.get("query_string", b"").decode("latin-1")
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if _is_ours(name) or (_is_container(name) and "saif" in value):
+            raise ValueError(_misplaced("saif", f"the query's {quoted(name)}", route, catalog))
+
+
+def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
     """Check a request's body before vLLM sees it.
 
     Args:
         route: a key of :data:`ROUTES`.
-        fields: of the body, as :func:`_fields` returns them.
+        body: JSON; what is not is vLLM's to refuse.
         catalog: of the engine.
 
     Raises:
         ValueError: steering that vLLM would drop or that cannot be done; names what is available.
     """
     place = ROUTES[route]
+    skimmed = _skim(body)
+    fields = _read_exactly(body) if skimmed is None else skimmed
     check_keys(fields)
-    for name, value in fields.items():
-        if name in REQUEST_KEYS:
-            raise ValueError(_misplaced(name, "the body itself", route, catalog))
-        if name != _FREE and name not in place and _asks(value):
-            raise ValueError(_misplaced("saif", repr(name), route, catalog))
-    extra_args: Any = fields
+    extra_args: Any = fields if place else None
     for name in place:
         extra_args = extra_args.get(name) if isinstance(extra_args, dict) else None
-    asked = parse(extra_args, catalog) if place and isinstance(extra_args, dict) else None
+    if skimmed is None:
+        for key, where in _misplaced_keys(fields, extra_args):
+            raise ValueError(_misplaced(key, where, route, catalog))
+    asked = parse(extra_args, catalog) if isinstance(extra_args, dict) else None
     if asked is None:
         return
     if fields.get("use_beam_search"):
         raise ValueError(
             "use_beam_search: expected false beside saif, got true: vLLM does not steer its beams"
         )
-    check_scope(asked, _wants_prompt_logprobs(route, fields))
+    given = fields["sampling_params"] if place == _EXTRA_ARGS else fields
+    check_scope(asked, _wants_prompt_logprobs(given), _max_tokens(given))
 
 
-def _asks(value: object) -> bool:
-    """Whether a value has a key of ours, or one inside of what vLLM calls it."""
-    if not isinstance(value, dict):
-        return False
-    inner = (value.get(name) for name in ("vllm_xargs", "extra_args"))
-    return not value.keys().isdisjoint(REQUEST_KEYS) or any(map(_asks, inner))
+def _misplaced_keys(body: Mapping[str, Any], extra_args: object) -> Iterator[tuple[str, str]]:
+    """Keys of ours in a body, but for those in ``extra_args``, and where they are.
+
+    They are looked for in the body, in its fields that are objects, in its messages and theirs, and
+    in what has the name of a container in any of these. All else is text or the client's own:
+    tools, schemas, contents.
+    """
+    # A path, what is there, and whether its fields that are objects are looked into. No recursion,
+    # since a body may be deep.
+    todo: list[tuple[str, Any, bool]] = [("", body, True)]
+    while todo:
+        path, value, has_fields = todo.pop()
+        if isinstance(value, list):
+            todo += ((path, item, has_fields) for item in value)
+        elif isinstance(value, str) and not has_fields and "saif" in value:
+            yield "saif", f"the text of {quoted(path)}"
+        if not isinstance(value, dict):
+            continue
+        if value is not extra_args:
+            for name in filter(_is_ours, value):
+                key = name if name in REQUEST_KEYS else "saif"
+                yield key, quoted(path) if path else "the body itself"
+        for name, inner in value.items():
+            if not isinstance(inner, _NESTING):
+                continue
+            an_object = has_fields and name != _FREE and isinstance(inner, dict)
+            messages = value is body and name in _MESSAGES and isinstance(inner, list)
+            if an_object or messages or _is_container(name):
+                todo.append((f"{path}.{name}"[:100] if path else name, inner, messages))
+
+
+def _is_ours(name: str) -> bool:
+    return name.lower().startswith("saif")
+
+
+def _is_container(name: str) -> bool:
+    return name.lower().replace("-", "_") in _CONTAINERS
 
 
 def _misplaced(key: str, where: str, route: str, catalog: SetCatalog) -> str:
-    place = ROUTES[route]
+    place = ROUTES.get(route, _XARGS)
     if not place:
         steered = ", ".join(path for path, kept in ROUTES.items() if kept)
         return f"{key}: {route} cannot be steered, vLLM drops it there; available: {steered}"
@@ -149,12 +205,18 @@ def _misplaced(key: str, where: str, route: str, catalog: SetCatalog) -> str:
     )
 
 
-def _wants_prompt_logprobs(route: str, fields: Mapping[str, Any]) -> bool:
-    given = fields["sampling_params"] if ROUTES[route] == _EXTRA_ARGS else fields
+def _wants_prompt_logprobs(given: Mapping[str, Any]) -> bool:
     if any(given.get(name) is not None for name in PROMPT_LOGPROBS):
         return True
     # In a chat vLLM takes top_logprobs, which is 0 unless given, for both.
-    return bool(fields.get("echo")) and ("messages" in fields or fields.get("logprobs") is not None)
+    return bool(given.get("echo")) and ("messages" in given or given.get("logprobs") is not None)
+
+
+def _max_tokens(given: Mapping[str, Any]) -> int | None:
+    """The largest that is given: which of the names counts depends on the route."""
+    limits = [given[name] for name in _MAX_TOKENS if isinstance(given.get(name), int)]
+    # What is below is vLLM's to judge: 0 with echo stands for a prompt that is scored.
+    return max((limit for limit in limits if limit >= 1), default=None)
 
 
 async def _read(receive: Receive) -> tuple[bytes, Receive]:
@@ -175,27 +237,50 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return body, replay
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    """The body's fields, lists and strings left as bytes; empty where it is not a JSON object.
+def _skim(body: bytes) -> dict[str, Any] | None:
+    """The fields of a body that nowhere names us, lists and strings left as bytes; None: it may.
 
-    Messages, prompts and images are long and none of our business. What is not JSON is vLLM's to
-    refuse.
+    Messages, prompts and images are long and none of our business.
     """
+    if b"saif" in body.lower():
+        return None
     try:
-        return {
+        fields = {
             name: raw if memoryview(raw)[0] in b'["' else msgspec.json.decode(raw)
             for name, raw in _fields_decoder.decode(body).items()
         }
     except (ValueError, RecursionError):
-        return _fields_as_vllm_reads_them(body)
+        return None  # Python's own parser also takes NaN, UTF-16 and more, which are rare
+    return fields if fields.keys().isdisjoint(REQUEST_KEYS) else None  # spelt with escapes
 
 
-def _fields_as_vllm_reads_them(body: bytes) -> dict[str, Any]:
-    # Python's own parser also takes NaN, UTF-16 and more, which are rare.
+def _read_exactly(body: bytes) -> dict[str, Any]:
+    """The body's fields as vLLM reads them; empty where it will not.
+
+    Raises:
+        ValueError: it is too deep, or names one of our keys, or what holds them, twice, of which
+            vLLM takes the last.
+    """
+    twice: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(name for name, _ in pairs if _is_ours(name) or _is_container(name))
+            twice.extend(name for name, n in times.items() if n > 1)
+        return found
+
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
+        fields = json.loads(body, object_pairs_hook=collect)
+    except RecursionError:
+        # vLLM would say so, too; but it must not be able to read what we could not.
+        raise ValueError(
+            "body: expected some hundred levels of nesting at most, got more"
+        ) from None
+    except ValueError:
         return {}
+    if twice:
+        raise ValueError(f"{quoted(twice[0])}: expected once in an object, got it twice")
     return fields if isinstance(fields, dict) else {}
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saif_fast.hf import check_lengths
+from saif_fast.model_info import ModelInfo, stored_name
 from saif_vllm.config import SteeringConfig
+from saif_vllm.reporting import refuse_async
 from saif_vllm.request import CAPTURE_KEY
 
 
@@ -19,10 +22,13 @@ class EngineResiduals:
         llm: started with ``saif_vllm.engine_args(..., layers=..., max_captures=...)``.
 
     Raises:
-        ValueError: it was not.
+        ValueError: it was not, or is an ``AsyncLLM``.
     """
 
     def __init__(self, llm: Any) -> None:
+        if not hasattr(llm, "llm_engine"):
+            raise ValueError(f"llm: expected a vllm.LLM, got a {type(llm).__name__}")
+        refuse_async(llm, "identification wants one that answers a call")
         vllm_config = llm.llm_engine.vllm_config
         config = SteeringConfig.of(vllm_config)
         if config is None or config.max_captures == 0:
@@ -32,14 +38,19 @@ class EngineResiduals:
             )
         self._llm, self._config = llm, config
         model = vllm_config.model_config
-        self.name = getattr(model.hf_config, "model_name", None) or model.model
-        self.num_layers = model.get_total_num_hidden_layers()
+        self.model = ModelInfo(
+            name=getattr(model.hf_config, "model_name", None) or model.model,
+            d_model=model.get_hidden_size(),
+            num_layers=model.get_total_num_hidden_layers(),
+            context=model.max_model_len,
+            stored_name=stored_name(model.model),
+        )
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
         """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU.
 
         Raises:
-            ValueError: a layer is not hooked.
+            ValueError: a layer is not hooked, a text is empty or fills the engine's context.
         """
         for layer in layers:
             if layer not in self._config.layers:
@@ -47,12 +58,14 @@ class EngineResiduals:
                     f"layer: expected a hooked one ({', '.join(map(str, self._config.layers))}), "
                     f"got {layer}"
                 )
-        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        check_lengths(ids, self.model.context, lambda i: f"text {i}")
+        found = {layer: torch.empty(len(ids), self.model.d_model) for layer in layers}
         for start in range(0, len(ids), self._config.max_captures):
-            kept = self._capture(ids[start : start + self._config.max_captures])
+            chosen = slice(start, start + self._config.max_captures)
+            kept = self._capture(ids[chosen])
             for layer in layers:
-                found[layer].append(kept[layer])
-        return {layer: torch.cat(rows) for layer, rows in found.items()}
+                found[layer][chosen] = kept[layer]
+        return found
 
     def every(
         self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
@@ -93,6 +106,7 @@ def residuals(llm: Any) -> EngineResiduals:
         llm = LLM(model, **saif_vllm.engine_args("sets", layers=[20], max_captures=64))
         activations = collect(saif_vllm.residuals(llm), llm.get_tokenizer(), pairs, [20])
 
-    The directory may be empty, as the layers are named.
+    The directory may be empty, as the layers are named. ``saif_fast.identify.identify`` takes it
+    in place of a model, too, and compares it with the SAE before the first text runs.
     """
     return EngineResiduals(llm)

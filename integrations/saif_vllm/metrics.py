@@ -35,16 +35,18 @@ def _counters() -> _Counters:
 
 
 @cache
-def _gauges() -> tuple[Any, Any, Any]:
+def _gauges() -> dict[str, Any]:
     # Gauges, as they are set to what the engine counted, by whichever API server is asked.
     from prometheus_client import Gauge
 
     gauge = partial(Gauge, multiprocess_mode="mostrecent")
-    return (
-        gauge("saif:tokens_planned_total", "Tokens that were to be steered."),
-        gauge("saif:tokens_steered_total", "Those of them that every hooked layer steered."),
-        gauge("saif:relative_dose_total", "Sum of their |change| / |x|, by layer.", ["layer"]),
-    )
+    return {
+        "planned": gauge("saif:tokens_planned_total", "Tokens that were to be steered."),
+        "steered": gauge("saif:tokens_steered_total", "Those that every hooked layer steered."),
+        "shortened": gauge("saif:tokens_shortened_total", "Those whose change was cut down."),
+        "nonfinite": gauge("saif:tokens_nonfinite_total", "Tokens not finite, hence not steered."),
+        "dose": gauge("saif:relative_dose_total", "Sum of |change| / |x|, by layer.", ["layer"]),
+    }
 
 
 def count_request(asked: Parsed) -> None:
@@ -73,8 +75,8 @@ async def read_devices(engine_client: Any) -> None:
         except Exception as error:
             logger.warning("/metrics: tokens steered are as of an earlier time: %r", error)
             return
-    planned, steered, dose = _gauges()
-    planned.set(found.planned)
-    steered.set(found.steered)
+    gauges = _gauges()
+    for name in ("planned", "steered", "shortened", "nonfinite"):
+        gauges[name].set(getattr(found, name))
     for layer, total in found.dose.items():
-        dose.labels(layer).set(total)
+        gauges["dose"].labels(layer).set(total)

@@ -6,19 +6,16 @@ The standard library only at import: vLLM logs and swallows a plugin's import fa
 from __future__ import annotations
 
 import logging
-import os
 
-from saif_vllm.config import SET_DIR_VARIABLE, disabled
+from saif_vllm.config import disabled
 
 
 def register() -> None:
     """Install the seams of front end, engine core and worker in this process.
 
-    Where ``SAIF_DISABLE`` is set: nothing at all.
-
-    Raises:
-        ImportError, RuntimeError: this vLLM is not supported or the installation is broken, and
-            steering was asked for. A vLLM that serves without steering starts as usual.
+    Where ``SAIF_DISABLE`` is set: nothing at all. Where this vLLM is not supported, a warning: one
+    that serves without steering starts as usual. One that is to steer does not, by
+    ``engine_args`` or the worker extension, which say the same.
     """
     if disabled():
         return
@@ -27,6 +24,4 @@ def register() -> None:
 
         seams.arm()
     except (ImportError, RuntimeError):
-        if SET_DIR_VARIABLE in os.environ:
-            raise
         logging.getLogger(__name__).warning("steering is not available here", exc_info=True)

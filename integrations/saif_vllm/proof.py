@@ -7,20 +7,19 @@ request. Nothing is read back but a flag, and nobody waits for it; a report is m
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
 from torch import Tensor
 
 from saif_kernels import Tally, tally_steps
-from saif_kernels.tally import STEERED
+from saif_kernels.tally import LAST
 from saif_kernels.tally import columns as tally_columns
-from saif_vllm.request import Steered
+from saif_vllm.request import Steered, spelled
+from saif_vllm.signals import Signals
 
-logger = logging.getLogger("vllm.saif")
 _KEPT = 4096  # ended requests that can still be reported on
 
 
@@ -41,6 +40,10 @@ class RequestReport(msgspec.Struct, frozen=True):
         content_hashes: of these sets: what the names stood for when the request came in.
         planned: tokens inside the request's window.
         steered: those of them that all hooked layers steered; ``planned`` unless something broke.
+        shortened: of the steered ones, those whose change was cut down at some layer: to
+            ``max_dose``, or to what the model's dtype has room for.
+        nonfinite: tokens of which the change or the residual stream was not finite. They were not
+            steered, and the request ended with an error.
         dose: by layer.
     """
 
@@ -50,6 +53,8 @@ class RequestReport(msgspec.Struct, frozen=True):
     content_hashes: tuple[str, ...]
     planned: int
     steered: int
+    shortened: int
+    nonfinite: int
     dose: dict[int, Dose]
 
     @property
@@ -62,12 +67,14 @@ class Totals(msgspec.Struct, frozen=True):
     """What was done for all requests since the engine's start.
 
     Attributes:
-        planned, steered: tokens, as in :class:`RequestReport`.
+        planned, steered, shortened, nonfinite: tokens, as in :class:`RequestReport`.
         dose: by layer, the sum of ``|change| / |x|`` over the steered tokens.
     """
 
     planned: int
     steered: int
+    shortened: int
+    nonfinite: int
     dose: dict[int, float]
 
 
@@ -88,9 +95,10 @@ class Proof:
         self._saved = tally.table.new_empty(_KEPT, tally.table.shape[1])
         self._places = list(range(_KEPT))  # free ones
         self._left: OrderedDict[int, tuple[Steered, int]] = OrderedDict()  # by number, with place
-        # Sums of the rows that are no longer kept: tokens planned and steered, and the doses.
-        self._forgotten = tally.table.new_zeros(2 + len(layers), dtype=torch.float64)
-        self._flags = _Flags(tally, warn_dose)
+        # Sums of the rows that are no longer kept: tokens, and the doses.
+        self._forgotten = tally.table.new_zeros(LAST + len(layers), dtype=torch.float64)
+        self.signals = Signals(tally, warn_dose)
+        self._sent = 0  # the signals' number of the last step
 
     def tensors(self) -> dict[str, Tensor]:
         """The tables by name."""
@@ -102,9 +110,7 @@ class Proof:
             _, place = self._left.pop(steered.admission)
             self.tally.table[row].copy_(self._saved[place])
             self._places.append(place)
-        else:
-            self.tally.clear(row)
-        self._flags.watch(row, steered)
+        self.signals.watch(row, steered)
         self._asked[row] = steered
 
     def leave(self, row: int) -> None:
@@ -116,6 +122,7 @@ class Proof:
             self._places.append(oldest)
         place = self._places.pop()
         self._saved[place].copy_(self.tally.table[row])
+        self.tally.clear(row)  # its signals end with it
         self._left[steered.admission] = steered, place
 
     def count(self, token_row: Tensor) -> None:
@@ -125,22 +132,28 @@ class Proof:
             RuntimeError: in this or an earlier step a token was planned and not steered.
         """
         tally_steps(token_row, self.tally)
-        self._look()
+        self._sent = self.signals.send()
+        self.signals.read()
 
-    def _look(self, *, wait: bool = False) -> None:
-        for steered, dose in self._flags.look(wait=wait):
-            logger.warning(
-                "request %s (%s): steering changes the residual stream by %.3g times its norm",
-                steered.request_id,
-                spelled(steered),
-                dose,
-            )
+    def nonfinite(self) -> Callable[[], tuple[int, ...]]:
+        """Of the step that was counted last: a function that waits for it, and says of which
+        requests (by admission) a token was not finite.
+        """
+        sent = self._sent
+
+        def wait() -> tuple[int, ...]:
+            self.signals.read(until=sent)
+            return self.signals.take_nonfinite()
+
+        return wait
 
     def totals(self) -> Totals:
         """Of all requests there have been; waits for the device."""
         _, rows = self._remembered()
-        planned, steered, *dose = (_sums(rows) + self._forgotten).tolist()
-        return Totals(int(planned), int(steered), dict(zip(self._layers, dose, strict=True)))
+        sums = (_sums(rows) + self._forgotten).tolist()
+        planned, steered, shortened, nonfinite = map(int, sums[:LAST])
+        dose = dict(zip(self._layers, sums[LAST:], strict=True))
+        return Totals(planned, steered, shortened, nonfinite, dose)
 
     def report(self) -> list[RequestReport]:
         """Of all requests that are remembered, oldest first; waits for the device."""
@@ -154,19 +167,21 @@ class Proof:
                 content_hashes=tuple(use.content_hash for use in steered.sets),
                 planned=planned,
                 steered=done,
+                shortened=shortened,
+                nonfinite=nonfinite,
                 dose={
                     layer: Dose(total / done if done else 0.0, most)
                     for layer, total, most in zip(self._layers, totals, highest, strict=True)
                 },
             )
-            for steered, (planned, done, _), totals, highest in zip(
+            for steered, (planned, done, shortened, nonfinite, _), totals, highest in zip(
                 found, counts, dose_sum, dose_max, strict=True
             )
         ]
 
     def _remembered(self) -> tuple[list[Steered], Tensor]:
         """Requests, oldest first, and their rows of the tally's table."""
-        self._look(wait=True)
+        self.signals.read(until=self._sent)
         now = {x.admission: (x, len(self._saved) + row) for row, x in self._asked.items()}
         found = [entry for _, entry in sorted({**self._left, **now}.items())]
         rows = torch.cat([self._saved, self.tally.table])
@@ -174,77 +189,6 @@ class Proof:
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """Of rows of a tally's table: tokens planned and steered, and doses by layer; fp64."""
+    """Of rows of a tally's table: tokens (all counts but the position), doses by layer; fp64."""
     counts, dose_sum, _ = tally_columns(rows)
-    return torch.cat([counts[:, : STEERED + 1].double(), dose_sum.double()], dim=1).sum(0)
-
-
-class _Flags:
-    """What the host must hear of, without waiting for the device.
-
-    Each copy is read when it is there, and then the next is sent. The device's counts only grow, so
-    nothing is lost in between.
-    """
-
-    def __init__(self, tally: Tally, warn_dose: float | None) -> None:
-        self._tally, self._warn = tally, warn_dose
-        n_rows, device = len(tally.table), tally.missed.device
-        self._limit = torch.full((n_rows, 1), torch.inf, device=device)
-        n_flags = 1 if warn_dose is None else 1 + n_rows
-        self._host = torch.zeros(n_flags, pin_memory=device.type == "cuda")
-        self._arrived = torch.cuda.Event() if device.type == "cuda" else None
-        self._watched: dict[int, Steered] = {}  # by row
-        self._sent: dict[int, Steered] | None = None  # whom a copy on its way is of; None: no copy
-
-    def watch(self, row: int, steered: Steered) -> None:
-        """Look at the dose of a row's new request."""
-        if self._warn is not None:
-            self._limit[row] = self._warn
-            self._watched[row] = steered
-
-    def look(self, *, wait: bool = False) -> list[tuple[Steered, float]]:
-        """Requests whose dose has passed the limit, once each, with that dose.
-
-        Raises:
-            RuntimeError: a token was planned and not steered.
-        """
-        found = self._read(wait)
-        if self._sent is None:
-            self._send()
-            if wait or self._arrived is None:
-                found += self._read(wait)
-        return found
-
-    def _send(self) -> None:
-        flags = self._tally.missed.float()
-        if self._warn is not None:
-            highest = self._tally.dose_max.amax(1, keepdim=True)
-            passed = highest > self._limit
-            self._limit.masked_fill_(passed, torch.inf)
-            flags = torch.cat([flags, torch.where(passed, highest, 0.0)[:, 0]])
-        self._host.copy_(flags, non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
-        self._sent = dict(self._watched)
-
-    def _read(self, wait: bool) -> list[tuple[Steered, float]]:
-        if self._sent is None:
-            return []
-        if self._arrived is not None:
-            if wait:
-                self._arrived.synchronize()
-            elif not self._arrived.query():
-                return []
-        sent, self._sent = self._sent, None
-        missed, *doses = self._host.tolist()
-        if missed:
-            raise RuntimeError(
-                f"{missed:.0f} tokens that should have been steered were not; the engine stops, "
-                "since what it would go on to generate is not what was asked for"
-            )
-        return [(sent[row], dose) for row, dose in enumerate(doses) if dose]
-
-
-def spelled(steered: Steered) -> str:
-    """Sets and strengths as a user writes them."""
-    return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)
+    return torch.cat([counts[:, :LAST].double(), dose_sum.double()], dim=1).sum(0)

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.request import REQUEST_KEYS, check_combination, parse_request
+from saif_fast.request import (
+    REQUEST_KEYS,
+    check_combination,
+    check_length,
+    parse_request,
+    plain,
+    quoted,
+)
 from saif_kernels import Window
 from saif_vllm.catalog import Found, Lookup, Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
@@ -49,12 +56,18 @@ class Steered(msgspec.Struct, frozen=True):
     admission: int = -1
 
 
+def spelled(steered: Steered) -> str:
+    """Sets and strengths as a user writes them."""
+    return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)
+
+
 class Parsed(NamedTuple):
     """What a user's ``extra_args`` ask for."""
 
     sets: tuple[tuple[Offered, float], ...]  # with strengths
     window: Window
     capture: int
+    scope: str = "generated"  # as given, for messages
 
 
 def parse(
@@ -76,7 +89,8 @@ def parse(
         for key in extra_args or {}:
             if str(key).startswith("saif"):
                 raise ValueError(
-                    f"{key}: this engine does not steer; start it with saif_vllm.engine_args"
+                    f"{quoted(key)}: this engine does not steer; start it with "
+                    "saif_vllm.engine_args"
                 )
         return None
     lookup = catalog.lookup() if lookup is None else lookup
@@ -93,17 +107,21 @@ def parse(
     sets = tuple((lookup[name], strength) for name, strength in asked.sets)
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
     check_combination(latent_sets)
+    check_length(
+        ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype
+    )
     _check_room(latent_sets.values(), catalog.config)
-    return Parsed(sets, asked.window, capture)
+    return Parsed(sets, asked.window, capture, asked.scope)
 
 
 def _capture(value: object, max_captures: int) -> int:
+    value = plain(value)
     if value is None:
         return -1
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < max_captures:
         raise ValueError(
             f"{CAPTURE_KEY}: expected an integer from 0 to {max_captures - 1} (the engine's "
-            f"max_captures is {max_captures}), got {value!r}"
+            f"max_captures is {max_captures}), got {quoted(value)}"
         )
     return value
 

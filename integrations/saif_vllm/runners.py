@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from saif_vllm.request import read
@@ -9,11 +11,13 @@ from saif_vllm.seams import (
     V1_DUMMY_RUN,
     V1_EXECUTE,
     V1_PREPARE,
+    V1_SAMPLE,
     V2_ADD,
     V2_DUMMY_RUN,
     V2_EXECUTE,
     V2_PREPARE,
     V2_REMOVE,
+    V2_SAMPLE,
 )
 from saif_vllm.step import BatchRequest, StepTables
 
@@ -25,10 +29,10 @@ def check_runner(runner: Any) -> None:
     if hasattr(runner, "model_state"):
         for seam in (V2_ADD, V2_REMOVE, V2_PREPARE):
             seam.check(type(runner.model_state))
-        for seam in (V2_EXECUTE, V2_DUMMY_RUN):
+        for seam in (V2_EXECUTE, V2_SAMPLE, V2_DUMMY_RUN):
             seam.check(type(runner))
         return
-    for seam in (V1_PREPARE, V1_EXECUTE, V1_DUMMY_RUN):
+    for seam in (V1_PREPARE, V1_EXECUTE, V1_SAMPLE, V1_DUMMY_RUN):
         seam.check(type(runner))
     for name in _V1_STATE:
         if not hasattr(runner, name):
@@ -118,6 +122,7 @@ def _arm_steps(runner: Any, step: StepTables) -> None:
     A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing.
     """
     original_execute, original_dummy = runner.execute_model, runner._dummy_run
+    original_sample = runner.sample_tokens
     in_dummy = False  # V2 runs a dummy batch by execute_model, too
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,4 +140,35 @@ def _arm_steps(runner: Any, step: StepTables) -> None:
         finally:
             in_dummy = False
 
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        return _with_nonfinite(original_sample(*args, **kwargs), step.proof.nonfinite())
+
     runner.execute_model, runner._dummy_run = execute_model, dummy_run
+    runner.sample_tokens = sample_tokens
+
+
+def _with_nonfinite(output: Any, nonfinite: Callable[[], tuple[int, ...]]) -> Any:
+    """A step's output, which carries on the requests of which a token was not finite.
+
+    Args:
+        output: vLLM's ``ModelRunnerOutput``; one that is waited for by ``get_output``; or None, of
+            a pipeline rank before the last, whose word does not reach the engine core.
+        nonfinite: waits for the step, and says which requests.
+
+    Raises:
+        RuntimeError: there are such requests and no output to say so; the engine stops.
+    """
+    if hasattr(output, "get_output"):
+        get_output = output.get_output
+        output.get_output = lambda: _with_nonfinite(get_output(), nonfinite)
+        return output
+    found = nonfinite()
+    if not found:
+        return output
+    if output is None:
+        raise RuntimeError(
+            "a steered token is not finite on a pipeline rank before the last; the engine stops"
+        )
+    output = copy.copy(output)  # which may be vLLM's one empty output
+    output.saif_nonfinite = found
+    return output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from saif_fast.hf import encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
-from saif_vllm.config import SET_DIR_VARIABLE, engine_args
+from saif_vllm.config import engine_args
 
 _KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memory
 
@@ -45,7 +44,7 @@ class VllmRuntime:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        options = {"enforce_eager": True, **options}
+        options = {"enforce_eager": True, "use_tqdm_on_load": False, **options}
         if current_platform.is_cpu():
             options = {"kv_cache_memory_bytes": _KV_CACHE_ON_CPU, **options}
         known = dict(inspect.signature(engine_args).parameters)
@@ -58,20 +57,13 @@ class VllmRuntime:
                 latent_set.save(SetDirectory(self._folder.name).path(name))
             sets = SetDirectory(self._folder.name)
         there = [sum(header.n_live.values()) for _, header in sets.headers()]
-        before = os.environ.get(SET_DIR_VARIABLE)
         if there:
             for name, needed in {"max_sets": len(there), "max_latents": sum(there)}.items():
                 steering.setdefault(name, max(known[name].default, needed))
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})
             options |= ours
-        try:
-            self._llm = LLM(str(model), **options)
-        finally:
-            if before is None:
-                os.environ.pop(SET_DIR_VARIABLE, None)
-            else:
-                os.environ[SET_DIR_VARIABLE] = before
+        self._llm = LLM(str(model), **options)
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:

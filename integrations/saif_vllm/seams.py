@@ -60,15 +60,28 @@ SEND_ERROR = Seam(
     "_send_error_outputs_to_client",
     ("self", "req_ids", "client_index"),
 )
-FREE_REQUEST = Seam(
-    "vllm.v1.core.sched.scheduler", "Scheduler", "_free_request", ("self", "request")
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+FREE_REQUEST = Seam(_SCHEDULER, "Scheduler", "_free_request", ("self", "request"))
+# And what a step made of the requests, some of which end here with an error.
+UPDATE = Seam(
+    _SCHEDULER,
+    "Scheduler",
+    "update_from_output",
+    ("self", "scheduler_output", "model_runner_output"),
 )
+FINISH_REQUESTS = Seam(
+    _SCHEDULER, "Scheduler", "finish_requests", ("self", "request_ids", "finished_status")
+)
+_KV_CACHE = "vllm.v1.core.kv_cache_manager"
+BLOCKS_OF = Seam(_KV_CACHE, "KVCacheManager", "get_block_ids", ("self", "request_id"))
+EVICT_BLOCKS = Seam(_KV_CACHE, "KVCacheManager", "evict_blocks", ("self", "block_ids"))
 # Worker: the model.
 LOAD_MODEL = Seam("vllm.v1.worker.gpu_worker", "Worker", "load_model", ("self",))
 # Model runners, V1 and V2: each step, before its forward and after it.
 V1_PREPARE = Seam(
     _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
 )
+V1_SAMPLE = Seam(_V1, "GPUModelRunner", "sample_tokens", ("self", "grammar_output"))
 V1_EXECUTE = Seam(_V1, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 _DUMMY = ("uniform_decode", "skip_eplb", "is_profile")
 V1_DUMMY_RUN = Seam(
@@ -77,6 +90,7 @@ V1_DUMMY_RUN = Seam(
 V2_ADD = Seam(_V2_STATE, "ModelState", "add_request", ("self", "req_index", "new_req_data"))
 V2_REMOVE = Seam(_V2_STATE, "ModelState", "remove_request", ("self", "req_id"))
 V2_PREPARE = Seam(_V2_STATE, "ModelState", "prepare_inputs", ("self", "input_batch", "req_states"))
+V2_SAMPLE = Seam(_V2, "GPUModelRunner", "sample_tokens", ("self", "grammar_output"))
 V2_EXECUTE = Seam(_V2, "GPUModelRunner", "execute_model", ("self", "scheduler_output"))
 V2_DUMMY_RUN = Seam(
     _V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"), (*_DUMMY, "skip_attn")
@@ -86,7 +100,22 @@ SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, S
 
 
 def arm() -> None:
-    """Patch the front end and the engine core in this process; again is harmless.
+    """Patch the front end and the engine core in this process, or nothing; again is harmless.
+
+    Raises:
+        RuntimeError: as :func:`check`.
+    """
+    check()
+    for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
+        # Those that were made before this have never read a configuration: they do not steer.
+        if not hasattr(owner, "saif"):
+            owner.saif = None
+    for seam, around in _AROUND.items():
+        _wrap(seam, around)
+
+
+def check() -> None:
+    """Whether this process can be armed.
 
     Raises:
         RuntimeError: this vLLM is outside the supported range, a seam is not as expected, or
@@ -94,19 +123,8 @@ def arm() -> None:
     """
     refuse_disabled()
     _check_version()
-    for owner in (_owner(INIT_FRONT_END), _owner(INIT_KV_CACHES)):
-        # Those that were made before this have never read a configuration: they do not steer.
-        if not hasattr(owner, "saif"):
-            owner.saif = None
-    _wrap(INIT_FRONT_END, _init_front_end)
-    _wrap(PROCESS_INPUTS, _process_inputs)
-    _wrap(STREAM_INPUT, _add_streaming_input_request)
-    _wrap(INIT_KV_CACHES, _initialize_kv_caches)
-    _wrap(PREPROCESS_REQUEST, _preprocess_add_request)
-    _wrap(ADD_REQUEST, _add_request)
-    _wrap(ABORT_REQUESTS, _abort_requests)
-    _wrap(FREE_REQUEST, _free_request)
-    SEND_ERROR.check(_owner(SEND_ERROR))
+    for seam in (*_AROUND, SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS):
+        seam.check(_owner(seam))
 
 
 def arm_server() -> None:
@@ -131,23 +149,33 @@ def arm_worker() -> None:
 
 
 def require_armed() -> None:
-    """Raise RuntimeError unless vLLM has loaded the plugin in this process.
+    """Raise RuntimeError unless vLLM has loaded the plugin in this process, and say why.
 
     The engine core and the front end load plugins by the same rule, so a plugin that is missing
     here is missing there.
     """
     refuse_disabled()
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and PLUGIN_NAME not in allowed.split(","):
-        raise RuntimeError(
-            f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} or to be unset, since the engine "
-            f"was started with steering, got {allowed!r}"
-        )
-    if not _is_ours(_owner(PREPROCESS_REQUEST).preprocess_add_request):
+    _check_plugins()
+    check()
+    if not all(_is_ours(getattr(_owner(seam), seam.name)) for seam in _AROUND):
         raise RuntimeError(
             f"vLLM has not loaded the plugin {PLUGIN_NAME!r} in this process; is saif-fast "
             "installed with its entry points?"
         )
+
+
+def _check_plugins() -> None:
+    allowed = os.environ.get("VLLM_PLUGINS", PLUGIN_NAME)
+    names = allowed.split(",")  # as vLLM does
+    if PLUGIN_NAME in names:
+        return
+    if PLUGIN_NAME in map(str.strip, names):
+        reason = "without white space, which vLLM takes for a part of the name"
+    else:
+        reason = "or to be unset, since the engine was started with steering"
+    raise RuntimeError(
+        f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} {reason}, got {allowed!r}"
+    )
 
 
 def _check_version() -> None:
@@ -225,8 +253,9 @@ def _process_inputs(
 ) -> Any:
     from saif_vllm.metrics import count_request
     from saif_vllm.request import parse, pin
-    from saif_vllm.validation import check_parameters, refused
+    from saif_vllm.validation import check_parameters, refused, with_plain_values
 
+    params = with_plain_values(params)
     # A piece of streaming input has been checked as such.
     piece = kwargs.get("resumable", False)
     with refused():
@@ -250,8 +279,9 @@ async def _add_streaming_input_request(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    from saif_vllm.validation import checked_pieces
+    from saif_vllm.validation import checked_pieces, with_plain_values
 
+    sampling_params = with_plain_values(sampling_params)
     catalog = self.input_processor.saif
     pieces = checked_pieces(input_stream, sampling_params, catalog)
     with nullcontext() if catalog is None else catalog.one_request():
@@ -278,7 +308,9 @@ def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
         rpc = self.model_executor.collective_rpc
         rpc("saif_check_start")
         self.saif = Admission(
-            SetCatalog.of(vllm_config, config), lambda *loaded: rpc("saif_write", args=loaded)
+            SetCatalog.of(vllm_config, config),
+            write=lambda *loaded: rpc("saif_write", args=loaded),
+            scrub=lambda: rpc("saif_scrub"),
         )
         self.saif.preload()
     return result
@@ -296,6 +328,7 @@ def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
         # The scheduler has it as an attribute from vLLM 0.26 on.
         block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
         self.request_block_hasher = SteeredHasher(hasher, block_size)
+    self.scheduler.saif = self.saif  # it ends requests whose tokens are not finite
     admitted = self.saif.admit(request)
     result = original(self, request)
     result[0].saif = admitted
@@ -339,6 +372,17 @@ def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: 
     return result
 
 
+def _update_from_output(
+    original: Any, self: Any, scheduler_output: Any, model_runner_output: Any
+) -> Any:
+    from saif_vllm.nonfinite import end_requests, error_outputs
+
+    found = getattr(model_runner_output, "saif_nonfinite", ())
+    ended = end_requests(self, scheduler_output, found) if found else []
+    outputs = original(self, scheduler_output, model_runner_output)
+    return error_outputs(outputs, ended) if ended else outputs
+
+
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     from saif_vllm.attach import attach, refuse_unsupported
     from saif_vllm.runners import arm_runner, check_runner
@@ -352,3 +396,17 @@ def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         self.saif_steering = attach(self, config)
         if self.saif_steering.layers:  # not those of other pipeline ranks alone
             arm_runner(self.model_runner, self.saif_steering.step)
+
+
+# What each function of vLLM is wrapped in.
+_AROUND: dict[Seam, Callable[..., Any]] = {
+    INIT_FRONT_END: _init_front_end,
+    PROCESS_INPUTS: _process_inputs,
+    STREAM_INPUT: _add_streaming_input_request,
+    INIT_KV_CACHES: _initialize_kv_caches,
+    PREPROCESS_REQUEST: _preprocess_add_request,
+    ADD_REQUEST: _add_request,
+    ABORT_REQUESTS: _abort_requests,
+    FREE_REQUEST: _free_request,
+    UPDATE: _update_from_output,
+}

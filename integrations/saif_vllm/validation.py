@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import copy
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from saif_fast.request import check_keys
+from saif_fast.request import check_keys, plain, quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.metrics import count_refusal
 from saif_vllm.request import Parsed, parse, split_keys
@@ -25,8 +26,28 @@ def refused() -> Iterator[None]:
         raise SteeringRequestError(str(error)) from error
 
 
+def with_plain_values(params: Any) -> Any:
+    """vLLM's ``SamplingParams`` with our keys' values :func:`plain`: a copy where there are any.
+
+    The caller's own, which may be of other requests too, are left as they are.
+    """
+    keys, _ = split_keys(getattr(params, "extra_args", None))  # pooling has none
+    return with_keys(params, {key: plain(value) for key, value in keys.items()}) if keys else params
+
+
+def with_keys(params: Any, keys: Mapping[str, object]) -> Any:
+    """A copy of vLLM's ``SamplingParams`` with these in place of its own keys of ours."""
+    _, others = split_keys(params.extra_args)
+    copied = copy.copy(params)
+    copied.extra_args = {**others, **keys}
+    return copied
+
+
 def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     """What vLLM's ``SamplingParams`` or ``PoolingParams`` ask for; None: no steering.
+
+    Args:
+        params: with plain values, see :func:`with_plain_values`.
 
     Raises:
         ValueError: they ask for something that cannot be had; the message names what can.
@@ -36,7 +57,7 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
     if isinstance(params, SamplingParams):
         asked = parse(params.extra_args, catalog)
         if asked is not None:
-            check_scope(asked, _wants_prompt_logprobs(params))
+            check_scope(asked, _wants_prompt_logprobs(params), params.max_tokens)
         return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")
@@ -74,7 +95,7 @@ async def checked_pieces(
 
     Args:
         pieces: with parameters of their own, or None for the session's.
-        params: ``SamplingParams`` of the session.
+        params: ``SamplingParams`` of the session, with plain values.
 
     Raises:
         SteeringRequestError: a piece asks for other steering than its session.
@@ -89,13 +110,23 @@ async def checked_pieces(
                 if catalog is not None:
                     check_keys(own.extra_args)
                 if asked is not None:
-                    check_scope(asked, _wants_prompt_logprobs(own))
-                if split_keys(own.extra_args)[0] != keys:
-                    raise ValueError(
-                        "saif: expected the same in all pieces of a streaming input and in the "
-                        f"call that began it, got {own.extra_args!r} after {params.extra_args!r}"
-                    )
+                    check_scope(asked, _wants_prompt_logprobs(own), own.max_tokens)
+                _check_same(own.extra_args, keys)
+            if keys:
+                # Those that were checked: what equals them need not be plain.
+                piece = copy.copy(piece)
+                piece.sampling_params = with_keys(own, keys)
         yield piece
+
+
+def _check_same(extra_args: Mapping[str, object] | None, keys: Mapping[str, object]) -> None:
+    own, _ = split_keys(extra_args)
+    for key in (*own, *keys):
+        if key not in own or key not in keys or plain(own[key]) != keys[key]:
+            raise ValueError(
+                f"{key}: expected the same in all pieces of a streaming input and in the call that "
+                f"began it, got {quoted(own.get(key))} after {quoted(keys.get(key))}"
+            )
 
 
 def refuse_steering(request: Any) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from saif_fast.slots import Placement
 from saif_kernels import LatentEdits
 from saif_vllm import canary, seams
+from saif_vllm.nonfinite import scrub
 from saif_vllm.steering import Steering
 
 seams.require_armed()
@@ -37,6 +38,10 @@ class SaifWorkerExtension:
     def saif_write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
         """Load a set."""
         self.saif_steering.write(placement, compiled)
+
+    def saif_scrub(self: Any) -> None:
+        """Put 0 where the KV cache holds what is not finite."""
+        scrub(self.model_runner.kv_caches, self.vllm_config.cache_config.cache_dtype)
 
     def saif_captured(self, n_rows: int) -> list[tuple[int, bytes]]:
         """The first rows of the residuals that were kept: each layer, with [n_rows, d_model] fp32.

@@ -12,7 +12,7 @@ model is served; :func:`encode_moments` for those who identify latents over many
 """
 
 from saif_kernels import registration as _registration  # noqa: F401  (defines torch.ops.saif)
-from saif_kernels._steer_dose import DOSE_PARTS
+from saif_kernels._steer_dose import DOSE_PARTS, largest_norm
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm
 from saif_kernels.bank import MAX_LATENTS, LatentEdits, SteeringBank
 from saif_kernels.encode import Sae
@@ -39,6 +39,7 @@ __all__ = [
     "add_steer_rms_norm",
     "encode_moments",
     "encode_topk",
+    "largest_norm",
     "prepare_steps",
     "steer_",
     "tally_steps",

@@ -1,8 +1,10 @@
-"""A token's dose, the squared lengths of its change and of its residual stream; and the cap on it.
+"""A token's dose, the squared lengths of its change and of its residual stream; and the caps on it.
 
 ``dose`` [>= T, DOSE_PARTS, 2] fp32 holds, for part p of a token's channels, ``(sum of change**2,
-sum of x**2)``: change as it is in fp32 before the cast, x as the op reads it. Every program stores
-what it steered itself, so that an entry proves its part was steered.
+sum of x**2)``: change as it is added, in fp32 before the cast, x as the op reads it. Every program
+stores what it steered itself, so that an entry proves its part was steered. Two marks need no room
+of their own: the sum of x**2 is stored negative where the change was shortened, and both sums are
+inf where change or x is not finite, so that nothing was added.
 """
 
 from __future__ import annotations
@@ -16,6 +18,16 @@ from saif_kernels._triton import jit, tl
 DOSE_PARTS = 4  # the most parts that a launch cuts d_model into
 
 
+def largest_norm(dtype: torch.dtype) -> float:
+    """The longest residual stream that steering makes.
+
+    In fp16 half of the largest number: the other half is for what later layers add to a channel.
+    Elsewhere what a norm can still square and add up in fp32, with 2**48 to spare; streams of
+    models are shorter than 2**20.
+    """
+    return 2.0**15 if dtype == torch.float16 else 2.0**40
+
+
 @jit
 def dose_at(
     p_dose,  # [T, DOSE_PARTS, 2] fp32
@@ -27,78 +39,93 @@ def dose_at(
     return p_dose + (i_t * DOSE_PARTS + i_part) * 2
 
 
-def dose_torch(change: Tensor, x: Tensor, n_parts: int) -> Tensor:
-    """The dose of tokens [t, d_model] whose channels are cut in n_parts: [t, n_parts, 2] fp32."""
+@jit
+def store_dose(
+    p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
+    i_t,  # int64: a token, or [BLOCK_T] of them
+    i_part,
+    b_change2,  # sum of change**2, as it is added
+    b_x2,  # sum of x**2
+    b_factor,  # as ``shortened`` gave it
+    m_t,  # tokens to write
+):
+    """Store a part's sums with their marks."""
+    if p_dose is not None:
+        p_part = dose_at(p_dose, i_t, i_part)
+        b_x2 = tl.where(b_factor < 1, -b_x2, b_x2)
+        tl.store(p_part, tl.where(b_factor < 0, float("inf"), b_change2), mask=m_t)
+        tl.store(p_part + 1, tl.where(b_factor < 0, float("inf"), b_x2), mask=m_t)
+
+
+@jit
+def longest(b_x2, max_dose, LARGEST: tl.constexpr):
+    """The longest change of a token whose sum of x**2 is ``b_x2``."""
+    b_length = tl.sqrt(b_x2)
+    b_longest = tl.maximum(LARGEST - b_length, 0.0)
+    if max_dose is not None:
+        b_longest = tl.minimum(b_longest, max_dose * b_length)
+    return b_longest
+
+
+@jit
+def shortened(b_change2, b_x2, max_dose, LARGEST: tl.constexpr):
+    """The factor with which a change is no longer than it may be; -1: it is not finite."""
+    b_longest = longest(b_x2, max_dose, LARGEST)
+    b_length = tl.sqrt(b_change2)
+    b_factor = tl.where(b_length > b_longest, b_longest / b_length, 1.0)
+    return tl.where((b_change2 < float("inf")) & (b_x2 < float("inf")), b_factor, -1.0)
+
+
+@jit
+def times(b_values, b_factor):
+    """``b_values * b_factor``, 0 where the factor is not above 0."""
+    return tl.where(b_factor > 0, b_values * b_factor, 0.0)
+
+
+@jit
+def rounded(b_values, DTYPE: tl.constexpr):
+    """``b_values`` [...] fp32 in DTYPE; in fp16 no finite number becomes inf."""
+    if DTYPE == tl.float16:
+        b_values = tl.clamp(b_values, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return b_values.to(DTYPE)
+
+
+def shortened_torch(
+    change: Tensor, x: Tensor, n_parts: int, largest: float, max_dose: float | None
+) -> tuple[Tensor, Tensor]:
+    """The reference of the above.
+
+    Args:
+        change: [t, d_model], as the formula gives it.
+        x: [t, d_model].
+        n_parts: of the dose.
+        largest: norm that no stream is made to exceed.
+        max_dose: most |change| / |x|; None: no cap.
+
+    Returns:
+        The change to add [t, d_model], and the dose [t, n_parts, 2] fp32.
+    """
     part_d = -(-change.shape[1] // n_parts)
     padding = (0, n_parts * part_d - change.shape[1])
     parts = [pad(rows, padding).unflatten(1, (n_parts, part_d)) for rows in (change, x)]
-    return torch.stack([part.square().sum(-1) for part in parts], -1).float()
+    dose = torch.stack([part.square().sum(-1) for part in parts], -1)
+    change2, x2 = dose.sum(1).unbind(1)
+    length, longest = change2.sqrt(), (largest - x2.sqrt()).clamp(min=0)
+    if max_dose is not None:
+        longest = torch.minimum(longest, max_dose * x2.sqrt())
+    factor = torch.where(length > longest, longest / length, 1.0)[:, None]
+    infinite = ~dose.isfinite().all(2).all(1, keepdim=True)
+    if (factor < 1).any() or infinite.any():
+        factor = torch.where(infinite, 0.0, factor)
+        change = torch.where(factor > 0, change * factor, 0.0)
+        dose[..., 0] *= factor.square()
+        dose[..., 1].copy_(torch.where(factor < 1, -dose[..., 1], dose[..., 1]))
+        dose = torch.where(infinite[..., None], torch.inf, dose)
+    return change, dose.float()
 
 
-def cap_torch(change: Tensor, x: Tensor, max_dose: float) -> Tensor:
-    """``change`` [t, d_model], of which no token's is longer than ``max_dose * |x|``."""
-    length, most = change.norm(dim=1), max_dose * x.norm(dim=1)
-    return change * torch.where(length > most, most / length, 1.0)[:, None]
-
-
-@jit(do_not_specialize=["n_tokens"])
-def _cap_kernel(
-    p_dose,  # [T, DOSE_PARTS, 2] fp32 of steered tokens; its changes are written
-    p_row,  # [T] int32
-    p_scale,  # [T] fp32
-    p_capped,  # [T] fp32, written
-    max_dose,
-    n_tokens,
-    N_PARTS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    DOSE_PARTS: tl.constexpr = DOSE_PARTS,
-):
-    """Program: BLOCK_T tokens."""
-    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    b_row = tl.load(p_row + o_t, mask=o_t < n_tokens, other=-1)
-    b_scale = tl.load(p_scale + o_t, mask=b_row >= 0, other=0.0)
-    o_part = tl.arange(0, DOSE_PARTS)[None, :]
-    m_part = (b_scale != 0)[:, None] & (o_part < N_PARTS)
-    p_part = dose_at(p_dose, o_t[:, None], o_part)
-    b_change2 = tl.load(p_part, mask=m_part, other=0.0)
-    b_length = tl.sqrt(tl.sum(b_change2, axis=1))
-    b_most = max_dose * tl.sqrt(tl.sum(tl.load(p_part + 1, mask=m_part, other=0.0), axis=1))
-    b_factor = tl.where(b_length > b_most, b_most / b_length, 1.0)
-    tl.store(p_capped + o_t, b_scale * b_factor, mask=o_t < n_tokens)
-    b_square = (b_factor * b_factor)[:, None]
-    # Infinite sums are capped to 0, too.
-    tl.store(p_part, tl.where(b_square > 0, b_change2 * b_square, 0.0), mask=m_part)
-
-
-def capped_scale(
-    dose: Tensor,
-    token_row: Tensor,
-    token_scale: Tensor,
-    max_dose: float,
-    n_tokens: int,
-    n_parts: int,
-) -> Tensor:
-    """Scales [T] fp32 with which no dose is above ``max_dose``.
-
-    Args:
-        dose: [>= T, DOSE_PARTS, 2] fp32 as the uncapped scales give it; made that of the capped.
-        token_row: [>= T] int32.
-        token_scale: [>= T] fp32.
-        max_dose: |change| / |x|.
-        n_tokens: T.
-        n_parts: that were written.
-    """
-    capped = dose.new_empty(n_tokens)
-    block_t = 32
-    _cap_kernel[(-(-n_tokens // block_t),)](
-        p_dose=dose,
-        p_row=token_row,
-        p_scale=token_scale,
-        p_capped=capped,
-        max_dose=max_dose,
-        n_tokens=n_tokens,
-        N_PARTS=n_parts,
-        BLOCK_T=block_t,
-        num_warps=1,
-    )
-    return capped
+def rounded_torch(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The reference of ``rounded``."""
+    if dtype == torch.float16:
+        values = torch.where(values.isfinite(), values.clamp(-65504.0, 65504.0), values)
+    return values.to(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saif_kernels._steer_dose import dose_at
+from saif_kernels._steer_dose import longest, rounded, shortened, store_dose, times
 from saif_kernels._steer_token import edited, stream_at
 from saif_kernels._triton import jit, tl
 
@@ -56,6 +56,27 @@ def weighted_sum(operands, b_row):
 
 
 @jit
+def tile_change(
+    bank,
+    latents,  # as_operands of [BLOCK_T, BLOCK_K]
+    vectors,  # as_operands of [BLOCK_T, BLOCK_M]
+    o_pool,  # [BLOCK_K] int64, rows of the pool
+    m_k,  # [BLOCK_K]
+    o_slot,  # [BLOCK_M] int64
+    m_m,  # [BLOCK_M]
+    o_d,  # [BLOCK_D]
+    m_d,  # [BLOCK_D]
+    D: tl.constexpr,
+):
+    """The change of a tile's tokens at the channels ``o_d``: [BLOCK_T, BLOCK_D] fp32."""
+    p_W_dec = bank.W_dec + o_pool[:, None] * D + o_d[None, :]
+    b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
+    p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
+    b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
+    return weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
+
+
+@jit
 def squares(
     b_x,  # [BLOCK_T, BLOCK_D]
     WIDTH: tl.constexpr,
@@ -72,6 +93,7 @@ def steer_tile(
     bank,
     tokens,
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
+    max_dose,  # or None
     o_t,  # [BLOCK_T] int64
     b_row,  # [BLOCK_T] int64, of each token
     b_scale,  # [BLOCK_T] fp32, of each token
@@ -83,12 +105,9 @@ def steer_tile(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    WRITE: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
-    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together.
-
-    WRITE: as for ``steer_token``.
-    """
+    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
     DTYPE: tl.constexpr = x.hidden.dtype.element_ty
     WIDTH: tl.constexpr = 128 // DTYPE.primitive_bitwidth  # channels that a thread loads at once
     o_m = tl.arange(0, BLOCK_M)
@@ -111,8 +130,7 @@ def steer_tile(
     STEP_BITS: tl.constexpr = (2 * BLOCK_T + BLOCK_K) * BLOCK_D * DTYPE.primitive_bitwidth
     NUM_STAGES: tl.constexpr = 1 + 48 * 1024 * 8 // STEP_BITS  # 48 KiB on their way
     b_pre = tl.zeros([BLOCK_T, BLOCK_K], dtype=tl.float32)
-    if p_dose is not None:  # squares, added up over the steps
-        b_x2 = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
+    b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)  # summed over the steps
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
@@ -120,34 +138,44 @@ def steer_tile(
         p_W_enc = bank.W_enc + o_pool[None, :] * D + o_d[:, None]
         b_W_enc = tl.load(p_W_enc, mask=m_k[None, :] & m_d[:, None], other=0.0)
         b_pre = tl.dot(b_x, b_W_enc, b_pre, input_precision="ieee")
-        if p_dose is not None:
-            b_x2 += squares(b_x, WIDTH)
-    if p_dose is not None:
-        tl.store(dose_at(p_dose, o_t, 0) + 1, tl.sum(b_x2, axis=1), mask=m_t)
+        b_squares += squares(b_x, WIDTH)
+    b_x2 = tl.sum(b_squares, axis=1)
 
     p_strength = tokens.strength + b_row[:, None] * tokens.strength_stride
     m_tk, m_tm = m_t[:, None] & m_k[None, :], m_t[:, None] & m_m[None, :]
     b_weight = b_scale[:, None] * tl.load(p_strength + o_pair[None, :], mask=m_tk, other=0.0)
     b_strength = b_scale[:, None] * tl.load(p_strength + o_m[None, :], mask=m_tm, other=0.0)
-    latents = as_operands(b_weight * edited(b_pre, bank, o_pool, m_k), DTYPE)
-    vectors = as_operands(b_strength, DTYPE)
-    if p_dose is not None:
-        b_change2 = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
+    b_weight *= edited(b_pre, bank, o_pool, m_k)
+
+    # Mostly the lengths of its terms say that no change is too long, and its own is not needed.
+    b_norm = tl.load(bank.W_dec_norm + o_pool, mask=m_k, other=0.0)
+    b_reach = tl.sum(tl.abs(b_weight) * b_norm[None, :], axis=1)
+    b_norm = tl.load(bank.vector_norm + o_slot, mask=m_m, other=0.0)
+    b_reach += tl.sum(tl.abs(b_strength) * b_norm[None, :], axis=1)
+    b_factor = tl.where(b_reach <= longest(b_x2, max_dose, LARGEST), 1.0, -1.0)  # NaN is not <=
+    if tl.min(tl.where(m_t, b_factor, 1.0), axis=0) < 0:
+        latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
+        b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
+        for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
+            o_d = i_d + tl.arange(0, BLOCK_D)
+            b_change = tile_change(
+                bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, o_d < D, D
+            )
+            b_squares += squares(b_change, WIDTH)
+        b_factor = shortened(tl.sum(b_squares, axis=1), b_x2, max_dose, LARGEST)
+        b_weight = times(b_weight, b_factor[:, None])
+        b_strength = times(b_strength, b_factor[:, None])
+    latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
+    b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
     for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         o_d = i_d + tl.arange(0, BLOCK_D)
         m_d = o_d < D
-        p_W_dec = bank.W_dec + o_pool[:, None] * D + o_d[None, :]
-        b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
-        p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
-        b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
-        b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
+        b_change = tile_change(bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, m_d, D)
         if p_dose is not None:
-            b_change2 += squares(b_change, WIDTH)
-        if WRITE:
-            m_td = m_t[:, None] & m_d[None, :]
-            p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
-            b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
-            b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
-            tl.store(p_hidden, b_steered, mask=m_td)
-    if p_dose is not None:
-        tl.store(dose_at(p_dose, o_t, 0), tl.sum(b_change2, axis=1), mask=m_t)
+            b_squares += squares(b_change, WIDTH)
+        m_td = m_t[:, None] & m_d[None, :]
+        p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
+        b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
+        b_steered = rounded(b_hidden.to(tl.float32) + b_change, DTYPE)
+        tl.store(p_hidden, b_steered, mask=m_td & (b_factor >= 0)[:, None])
+    store_dose(p_dose, o_t, 0, tl.sum(b_squares, axis=1), b_x2, b_factor, m_t)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saif_kernels._steer_dose import dose_at
+from saif_kernels._steer_dose import longest, rounded, shortened, store_dose, times
 from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
 
 
@@ -126,6 +126,7 @@ def token_partials(
     bank,
     tokens,
     p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32, written
+    p_x2,  # [T, N_PARTS] fp32, written
     i_t,  # int64
     row,  # int64, the token's
     i_part,
@@ -137,25 +138,27 @@ def token_partials(
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Write what one part of d_model adds to the pre-activations of a token's latents."""
+    """Write what one part of d_model adds to the pre-activations of a token's latents, and to its
+    sum of x**2.
+    """
+    b_x = stream_at(x, i_t, o_d, m_d).to(tl.float32)
+    tl.store(p_x2 + i_t * N_PARTS + i_part, tl.sum(b_x * b_x, axis=0))
     for i_pair in range(M):
         slot = tl.load(tokens.set_slot + row * tokens.slot_stride + i_pair).to(tl.int64)
         if slot >= 0:
             first = tl.load(bank.offset + slot).to(tl.int64)
             n_latents = tl.load(bank.n_latents + slot)
-            if n_latents > 0:
-                b_x = stream_at(x, i_t, o_d, m_d).to(tl.float32)
-                for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=3):
-                    o_k = i_k + tl.arange(0, BLOCK_K)
-                    m_k = o_k < n_latents
-                    b_pre = pre_activations(b_x, bank, first + o_k, m_k, o_d, m_d, D)
-                    o_partial = ((i_t * M + i_pair) * MAX_LATENTS + o_k) * N_PARTS + i_part
-                    tl.store(p_partial + o_partial, b_pre, mask=m_k)
+            for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=3):
+                o_k = i_k + tl.arange(0, BLOCK_K)
+                m_k = o_k < n_latents
+                b_pre = pre_activations(b_x, bank, first + o_k, m_k, o_d, m_d, D)
+                o_partial = ((i_t * M + i_pair) * MAX_LATENTS + o_k) * N_PARTS + i_part
+                tl.store(p_partial + o_partial, b_pre, mask=m_k)
 
 
 @jit
 def token_change(
-    x,
+    b_x,  # [BLOCK_D] fp32, at the channels o_d; not read where there is p_partial
     bank,
     tokens,
     p_partial,  # as token_partials wrote it; None where o_d is all channels
@@ -170,33 +173,36 @@ def token_change(
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``scale * sum_s w_s * (vector_s + sum_i D_i * W_dec_i)`` at the channels ``o_d`` in fp32."""
+    """``scale * sum_s w_s * (vector_s + sum_i D_i * W_dec_i)`` at the channels ``o_d`` in fp32, and
+    the sum of its terms' lengths over all channels, which it cannot exceed.
+    """
     b_change = tl.zeros(o_d.shape, dtype=tl.float32)
+    reach = 0.0
     for i_pair in range(M):
         slot = tl.load(tokens.set_slot + row * tokens.slot_stride + i_pair).to(tl.int64)
         weight = scale * tl.load(tokens.strength + row * tokens.strength_stride + i_pair)
         if (slot >= 0) & (weight != 0):
             b_vector = tl.load(bank.vector + slot * D + o_d, mask=m_d, other=0.0)
             b_change += weight * b_vector.to(tl.float32)
+            reach += tl.abs(weight) * tl.load(bank.vector_norm + slot)
             first = tl.load(bank.offset + slot).to(tl.int64)
             n_latents = tl.load(bank.n_latents + slot)
-            if n_latents > 0:  # constants do not read the residual stream
+            for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=3):
+                o_k = i_k + tl.arange(0, BLOCK_K)
+                m_k = o_k < n_latents
                 if p_partial is None:
-                    b_x = stream_at(x, i_t, o_d, m_d).to(tl.float32)
-                for i_k in tl.range(0, n_latents, BLOCK_K, num_stages=3):
-                    o_k = i_k + tl.arange(0, BLOCK_K)
-                    m_k = o_k < n_latents
-                    if p_partial is None:
-                        b_pre = pre_activations(b_x, bank, first + o_k, m_k, o_d, m_d, D)
-                    else:
-                        o_partial = ((i_t * M + i_pair) * MAX_LATENTS + o_k) * N_PARTS
-                        p_parts = p_partial + o_partial[:, None] + tl.arange(0, N_PARTS)[None, :]
-                        b_pre = tl.sum(tl.load(p_parts, mask=m_k[:, None], other=0.0), axis=1)
-                    b_weight = weight * edited(b_pre, bank, first + o_k, m_k)
-                    p_W_dec = bank.W_dec + (first + o_k)[:, None] * D + o_d[None, :]
-                    b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
-                    b_change += tl.sum(b_weight[:, None] * b_W_dec.to(tl.float32), axis=0)
-    return b_change
+                    b_pre = pre_activations(b_x, bank, first + o_k, m_k, o_d, m_d, D)
+                else:
+                    o_partial = ((i_t * M + i_pair) * MAX_LATENTS + o_k) * N_PARTS
+                    p_parts = p_partial + o_partial[:, None] + tl.arange(0, N_PARTS)[None, :]
+                    b_pre = tl.sum(tl.load(p_parts, mask=m_k[:, None], other=0.0), axis=1)
+                b_weight = weight * edited(b_pre, bank, first + o_k, m_k)
+                p_W_dec = bank.W_dec + (first + o_k)[:, None] * D + o_d[None, :]
+                b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
+                b_change += tl.sum(b_weight[:, None] * b_W_dec.to(tl.float32), axis=0)
+                b_norm = tl.load(bank.W_dec_norm + first + o_k, mask=m_k, other=0.0)
+                reach += tl.sum(tl.abs(b_weight) * b_norm, axis=0)
+    return b_change, reach
 
 
 @jit
@@ -205,7 +211,9 @@ def steer_token(
     bank,
     tokens,
     p_partial,  # as token_partials wrote it; None where o_d is all channels
+    p_x2,  # likewise
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
+    max_dose,  # or None
     i_t,  # int64
     i_part,  # of the channels
     o_d,  # [BLOCK_D], channels to write
@@ -213,42 +221,45 @@ def steer_token(
     D: tl.constexpr,
     M: tl.constexpr,
     N_PARTS: tl.constexpr,
+    PART_D: tl.constexpr,
     MAX_LATENTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    WRITE: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
-    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written.
-
-    Without WRITE hidden is left as it is, and the dose says what steering would be.
-    """
+    """Steer token ``i_t`` in place; of row -1 it is not read, of scale 0 not written."""
     row = tl.load(tokens.row + i_t).to(tl.int64)
     if row >= 0:
         # Loads that wait only for the row: no branch between them.
         scale = tl.load(tokens.scale + i_t)
         p_hidden = x.hidden + i_t * x.hidden_stride + o_d
         b_hidden = tl.load(p_hidden, mask=m_d, other=0.0)
-        if p_dose is not None:  # at once: what is held until the end takes registers
-            b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
-            tl.store(dose_at(p_dose, i_t, i_part) + 1, tl.sum(b_x * b_x, axis=0), mask=scale != 0)
-        b_change = token_change(
-            x,
-            bank,
-            tokens,
-            p_partial,
-            i_t,
-            row,
-            scale,
-            o_d,
-            m_d,
-            D,
-            M,
-            N_PARTS,
-            MAX_LATENTS,
-            BLOCK_K,
-        )
+        b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+        b_x2 = tl.sum(b_x * b_x, axis=0)
+        b_change, reach = token_change(
+            b_x, bank, tokens, p_partial, i_t, row, scale, o_d, m_d,
+            D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
+        )  # fmt: skip
+        if p_partial is None:
+            factor = shortened(tl.sum(b_change * b_change, axis=0), b_x2, max_dose, LARGEST)
+        else:
+            x2 = tl.sum(tl.load(p_x2 + i_t * N_PARTS + tl.arange(0, N_PARTS)), axis=0)
+            # Mostly its reach says that the change is short enough. (NaN is not <=.)
+            factor = tl.where(reach <= longest(x2, max_dose, LARGEST), 1.0, -1.0)
+            if factor < 0:
+                change2 = 0.0
+                for i in range(N_PARTS):
+                    o_i = o_d + (i - i_part) * PART_D
+                    m_i = (o_i < (i + 1) * PART_D) & (o_i < D)
+                    b_part, _ = token_change(
+                        b_x, bank, tokens, p_partial, i_t, row, scale, o_i, m_i,
+                        D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
+                    )  # fmt: skip
+                    change2 += tl.sum(b_part * b_part, axis=0)
+                factor = shortened(change2, x2, max_dose, LARGEST)
         if scale != 0:
-            if p_dose is not None:
-                tl.store(dose_at(p_dose, i_t, i_part), tl.sum(b_change * b_change, axis=0))
-            if WRITE:
-                b_steered = (b_hidden.to(tl.float32) + b_change).to(b_hidden.dtype)
+            b_change = times(b_change, factor)
+            change2 = tl.sum(b_change * b_change, axis=0)
+            store_dose(p_dose, i_t, i_part, change2, b_x2, factor, scale != 0)
+            if factor >= 0:
+                b_steered = rounded(b_hidden.to(tl.float32) + b_change, b_hidden.dtype)
                 tl.store(p_hidden, b_steered, mask=m_d)

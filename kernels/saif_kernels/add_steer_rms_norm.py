@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from saif_kernels._steer_door import check_batch, from_schema
-from saif_kernels._steer_token import as_pointers, token_change, walk_blocks
+from saif_kernels._steer_dose import largest_norm, rounded, shortened, times
+from saif_kernels._steer_token import as_pointers, plus_residual, token_change, walk_blocks
 from saif_kernels._triton import jit, tl
 from saif_kernels.bank import MAX_LATENTS, SteeringBank
 from saif_kernels.rows import RequestRows
@@ -83,6 +84,7 @@ def _add_steer_rms_norm_kernel(
     MAX_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Program: a token."""
     i_t = tl.program_id(0).to(tl.int64)
@@ -93,10 +95,15 @@ def _add_steer_rms_norm_kernel(
     row = tl.load(tokens.row + i_t).to(tl.int64)
     scale = tl.load(tokens.scale + i_t)
     if (row >= 0) & (scale != 0):
-        b_sum += token_change(
-            x, bank, tokens, None, i_t, row, scale, o_d, m_d, D, M, 1, MAX_LATENTS, BLOCK_K
+        b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
+        b_change, _ = token_change(
+            b_x, bank, tokens, None, i_t, row, scale, o_d, m_d, D, M, 1, MAX_LATENTS, BLOCK_K
         )
-        b_sum = b_sum.to(b_hidden.dtype).to(tl.float32)  # steer_ stores it there
+        change2, x2 = tl.sum(b_change * b_change, axis=0), tl.sum(b_x * b_x, axis=0)
+        factor = shortened(change2, x2, None, LARGEST)
+        if factor >= 0:
+            b_sum += times(b_change, factor)
+            b_sum = rounded(b_sum, b_hidden.dtype).to(tl.float32)  # steer_ stores it there
     if x.residual is not None:
         p_residual = x.residual + i_t * x.residual_stride + o_d
         b_sum += tl.load(p_residual, mask=m_d, other=0.0).to(tl.float32)
@@ -138,6 +145,7 @@ def add_steer_rms_norm_triton(
         MAX_LATENTS=MAX_LATENTS,
         BLOCK_D=blocks.block_d,
         BLOCK_K=blocks.block_k,
+        LARGEST=largest_norm(hidden.dtype),
         num_warps=blocks.num_warps,
     )
     return normed

@@ -66,6 +66,8 @@ class SteeringBank(NamedTuple):
     offset: Tensor  # [S] int32, first pool row of the set
     n_latents: Tensor  # [S] int32, its number of live latents
     vector: Tensor  # [S, d_model] model dtype
+    W_dec_norm: Tensor  # [R] fp32, of the rows as they are stored
+    vector_norm: Tensor  # [S] fp32
 
     @classmethod
     def allocate(
@@ -95,6 +97,8 @@ class SteeringBank(NamedTuple):
             offset=torch.zeros(n_sets, dtype=torch.int32, device=device),
             n_latents=torch.zeros(n_sets, dtype=torch.int32, device=device),
             vector=torch.zeros(n_sets, d_model, dtype=dtype, device=device),
+            W_dec_norm=scalars(),
+            vector_norm=torch.zeros(n_sets, dtype=torch.float32, device=device),
         )
 
     def write(self, slot: int, offset: int, edits: LatentEdits) -> None:
@@ -109,6 +113,8 @@ class SteeringBank(NamedTuple):
         for name in ("W_enc", "W_dec", "b_enc", "threshold", "p", "q", "lo", "gated"):
             getattr(self, name)[pool].copy_(getattr(edits, name))
         self.vector[slot].copy_(edits.vector)
+        self.W_dec_norm[pool] = self.W_dec[pool].float().norm(dim=1)
+        self.vector_norm[slot] = self.vector[slot].float().norm()
         self.offset[slot] = offset
         self.n_latents[slot] = k
 
@@ -116,3 +122,4 @@ class SteeringBank(NamedTuple):
         """Make ``slot`` steer nothing; its pool rows may be reused afterwards."""
         self.n_latents[slot] = 0
         self.vector[slot].zero_()
+        self.vector_norm[slot] = 0

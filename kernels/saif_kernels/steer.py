@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from saif_kernels._steer_door import check_batch, check_dose, from_schema
-from saif_kernels._steer_dose import DOSE_PARTS, cap_torch, capped_scale, dose_torch
+from saif_kernels._steer_dose import DOSE_PARTS, largest_norm, rounded_torch, shortened_torch
 from saif_kernels._steer_tile import shared_latents, steer_tile
 from saif_kernels._steer_token import (
     WalkBlocks,
@@ -53,6 +52,11 @@ def steer_(
     All D_i come from the same x, so the order of latents and sets does not matter. Tokens of row
     -1 or scale 0 keep their bits.
 
+    A change is added as far as it is safe. It is shortened, with fp32 rounding, to the length
+    ``min(max_dose * |x|, largest - |x|)``, at least 0, where it is longer: ``largest`` is 2**15 in
+    fp16, where more would leave later layers no room, and 2**40 elsewhere. Where the squares of
+    change or x do not add up to a finite number, the token keeps its bits.
+
     Args:
         hidden: [T, d_model] fp32, bf16 or fp16 (fp64 is computed in fp64). Written in place.
         residual: [T, d_model] same dtype, or None where ``hidden`` is already the residual stream.
@@ -63,11 +67,9 @@ def steer_(
         token_scale: [T] fp32, scale of each token.
         dose: [>= T, DOSE_PARTS, 2] fp32, or None. For every steered token (of a row, and a scale
             other than 0) and part p of its channels, ``dose[t, p]`` becomes (sum of change**2, sum
-            of x**2), change being that of the formula in fp32, before the cast. A launch has one
-            part or DOSE_PARTS; nothing else is written.
-        max_dose: of a token, the most |change| / |x|: a longer change is multiplied by
-            ``max_dose * |x| / |change|``, with fp32 rounding, and ``dose`` is that of what is left
-            (0 where x is 0). Costs a second pass over the batch; None = no cap.
+            of x**2), change being what is added, in fp32 before the cast; with the marks of
+            ``_steer_dose.py``. A launch has one part or DOSE_PARTS; nothing else is written.
+        max_dose: of a token, the most |change| / |x|; None = no cap.
 
     Raises:
         ValueError: a shape, stride or dtype does not fit, or max_dose is not above 0; nothing was
@@ -130,12 +132,11 @@ def steer_torch_(
         parts = zip(tile_slot.split(_TILES), xs.split(_TILES), strict=True)
         change += torch.cat([_live_change(bank, slots, part) for slots, part in parts])[tile, lane]
     delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
-    if max_dose is not None:
-        delta = cap_torch(delta, x, max_dose)
+    n_parts = steer_blocks(n_tokens, hidden.shape[1], hidden.element_size()).n_parts
+    delta, sums = shortened_torch(delta, x, n_parts, largest_norm(hidden.dtype), max_dose)
     if dose is not None:
-        n_parts = steer_blocks(n_tokens, hidden.shape[1], hidden.element_size()).n_parts
-        dose[token, :n_parts] = dose_torch(delta, x, n_parts)
-    hidden.index_copy_(0, token, (chosen.to(accumulate) + delta).to(hidden.dtype))
+        dose[token, :n_parts] = sums
+    hidden.index_copy_(0, token, rounded_torch(chosen.to(accumulate) + delta, hidden.dtype))
 
 
 def _live_change(bank: SteeringBank, slot: Tensor, x: Tensor) -> Tensor:
@@ -198,6 +199,7 @@ def _partial_kernel(
     bank,  # SteeringBank
     tokens,  # Tokens
     p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32, written
+    p_x2,  # [T, N_PARTS] fp32, written
     D: tl.constexpr,
     M: tl.constexpr,
     N_PARTS: tl.constexpr,
@@ -206,7 +208,7 @@ def _partial_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Program (token, part): the part's share of the pre-activations of the token's latents."""
+    """Program (token, part): the part's share of the token's pre-activations and sum of x**2."""
     i_t = tl.program_id(0).to(tl.int64)
     i_part = tl.program_id(1)
     o = tl.arange(0, BLOCK_D)
@@ -215,7 +217,7 @@ def _partial_kernel(
     row = tl.load(tokens.row + i_t).to(tl.int64)
     if row >= 0:
         token_partials(
-            x, bank, tokens, p_partial, i_t, row, i_part, o_d, m_d,
+            x, bank, tokens, p_partial, p_x2, i_t, row, i_part, o_d, m_d,
             D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
         )  # fmt: skip
 
@@ -226,7 +228,9 @@ def _token_kernel(
     bank,  # SteeringBank
     tokens,  # Tokens
     p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32; None with one part
+    p_x2,  # [T, N_PARTS] fp32; None with one part
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
+    max_dose,  # or None
     D: tl.constexpr,
     M: tl.constexpr,
     N_PARTS: tl.constexpr,
@@ -234,7 +238,7 @@ def _token_kernel(
     MAX_LATENTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    WRITE: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Program (token, part): steer the part's channels of the token."""
     i_t = tl.program_id(0).to(tl.int64)
@@ -243,8 +247,8 @@ def _token_kernel(
     o_d = i_part * PART_D + o
     m_d = (o < PART_D) & (o_d < D)
     steer_token(
-        x, bank, tokens, p_partial, p_dose, i_t, i_part, o_d, m_d,
-        D, M, N_PARTS, MAX_LATENTS, BLOCK_K, WRITE,
+        x, bank, tokens, p_partial, p_x2, p_dose, max_dose, i_t, i_part, o_d, m_d,
+        D, M, N_PARTS, PART_D, MAX_LATENTS, BLOCK_K, LARGEST,
     )  # fmt: skip
 
 
@@ -254,6 +258,7 @@ def _tile_kernel(
     bank,  # SteeringBank
     tokens,  # Tokens
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
+    max_dose,  # or None
     n_tokens,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -263,7 +268,7 @@ def _tile_kernel(
     WALK_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    WRITE: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
 
@@ -282,21 +287,22 @@ def _tile_kernel(
             if i_walker == 0:
                 if n_latents <= 16:
                     steer_tile(
-                        x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, WRITE,
+                        x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, LARGEST,
                     )  # fmt: skip
                 else:
                     steer_tile(
-                        x, bank, tokens, p_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, WRITE,
+                        x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
+                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, LARGEST,
                     )  # fmt: skip
         else:  # also constants alone: there is nothing to share but a vector
             o_d = tl.arange(0, WALK_D)
             for i in range(i_walker, BLOCK_T, tl.num_programs(1)):
                 if i_tile * BLOCK_T + i < n_tokens:
                     steer_token(
-                        x, bank, tokens, None, p_dose, i_tile * BLOCK_T + i, 0, o_d, o_d < D,
-                        D, M, 1, MAX_LATENTS, WALK_K, WRITE,
+                        x, bank, tokens, None, None, p_dose, max_dose,
+                        i_tile * BLOCK_T + i, 0, o_d, o_d < D,
+                        D, M, 1, D, MAX_LATENTS, WALK_K, LARGEST,
                     )  # fmt: skip
 
 
@@ -315,48 +321,40 @@ def steer_triton_(
         return
     blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
-    launch: Callable[..., None]
+    arguments: dict[str, Any] = {
+        "x": x,
+        "bank": bank,
+        "tokens": tokens,
+        "D": d_model,
+        "M": n_pairs,
+        "MAX_LATENTS": MAX_LATENTS,
+        "num_warps": blocks.walk.num_warps,
+    }
+    caps = {"p_dose": dose, "max_dose": max_dose, "LARGEST": largest_norm(hidden.dtype)}
     if blocks.tile_t > 1:
-        launch = partial(
-            _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)],
-            x=x,
-            bank=bank,
+        _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
+            **arguments,
+            **caps,
             n_tokens=n_tokens,
-            D=d_model,
-            M=n_pairs,
             BLOCK_M=max(16, next_power_of_2(n_pairs)),
-            MAX_LATENTS=MAX_LATENTS,
             WALK_D=blocks.walk.block_d,
             WALK_K=blocks.walk.block_k,
             BLOCK_T=blocks.tile_t,
             BLOCK_D=blocks.tile_d,
-            num_warps=blocks.walk.num_warps,
         )
-    else:
-        arguments: dict[str, Any] = {
-            "x": x,
-            "bank": bank,
-            "p_partial": None,
-            "D": d_model,
-            "M": n_pairs,
-            "N_PARTS": blocks.n_parts,
-            "PART_D": blocks.part_d,
-            "MAX_LATENTS": MAX_LATENTS,
-            "BLOCK_D": blocks.walk.block_d,
-            "BLOCK_K": blocks.walk.block_k,
-            "num_warps": blocks.walk.num_warps,
-        }
-        grid = (n_tokens, blocks.n_parts)
-        if blocks.n_parts > 1:
-            shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
-            arguments["p_partial"] = hidden.new_empty(shape, dtype=torch.float32)
-            _partial_kernel[grid](**arguments, tokens=tokens)
-        launch = partial(_token_kernel[grid], **arguments)
-    if max_dose is None:
-        launch(tokens=tokens, p_dose=dose, WRITE=True)
         return
-    if dose is None:
-        dose = hidden.new_empty((n_tokens, DOSE_PARTS, 2), dtype=torch.float32)
-    launch(tokens=tokens, p_dose=dose, WRITE=False)
-    capped = capped_scale(dose, token_row, token_scale, max_dose, n_tokens, blocks.n_parts)
-    launch(tokens=tokens._replace(scale=capped), p_dose=None, WRITE=True)
+    arguments |= {
+        "p_partial": None,
+        "p_x2": None,
+        "N_PARTS": blocks.n_parts,
+        "PART_D": blocks.part_d,
+        "BLOCK_D": blocks.walk.block_d,
+        "BLOCK_K": blocks.walk.block_k,
+    }
+    grid = (n_tokens, blocks.n_parts)
+    if blocks.n_parts > 1:
+        scratch = partial(hidden.new_empty, dtype=torch.float32)
+        arguments["p_partial"] = scratch((n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts))
+        arguments["p_x2"] = scratch((n_tokens, blocks.n_parts))
+        _partial_kernel[grid](**arguments)
+    _token_kernel[grid](**arguments, **caps)

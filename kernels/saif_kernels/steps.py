@@ -56,7 +56,7 @@ def prepare_steps(
             in tokens.
         rows: the request table.
         token_fresh: [T] int32, written; given with ``counts`` or not at all.
-        counts: [N, 3] int32, of a :class:`~saif_kernels.tally.Tally` of as many rows. Read only.
+        counts: [N, 5] int32, of a :class:`~saif_kernels.tally.Tally` of as many rows. Read only.
 
     Raises:
         ValueError: a shape or dtype does not fit; nothing was written.

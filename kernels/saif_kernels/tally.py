@@ -10,7 +10,7 @@ from saif_kernels._triton import jit, next_power_of_2, tl
 from saif_kernels.rows import copy_to
 
 # First columns of a row of Tally.table; L sums and L maxima of doses follow.
-PLANNED, STEERED, LAST, N_COUNTS = range(4)
+PLANNED, STEERED, SHORTENED, NONFINITE, LAST, N_COUNTS = range(6)
 
 
 class Tally:
@@ -25,7 +25,7 @@ class Tally:
         tally_steps(token_row[:T], tally)  # before the next prepare_steps
 
     Args:
-        table: [N, 3 + 2 * L] int32, contiguous; fp32 columns hold the bits of their values.
+        table: [N, 5 + 2 * L] int32, contiguous; fp32 columns hold the bits of their values.
         token_fresh: [max_tokens] int32.
         dose: [L, max_tokens, DOSE_PARTS, 2] fp32, contiguous, -1.
         missed: [1] int32.
@@ -33,7 +33,8 @@ class Tally:
     Attributes:
         table, token_fresh, dose: as given.
         missed: [1] int32, tokens that were to be steered and at some layer were not; never reset.
-        counts: [N, 3] int32: tokens PLANNED, tokens STEERED, and the highest position counted
+        counts: [N, 5] int32: tokens PLANNED; tokens STEERED, of which some have a SHORTENED change;
+            tokens of a NONFINITE change or stream, which were not; and the highest position counted
             (LAST), -1 at first.
         dose_sum: [N, L] fp32, sum of the relative doses |change| / |x| of the steered tokens.
         dose_max: [N, L] fp32, the largest of them.
@@ -71,7 +72,7 @@ class Tally:
 
 
 def columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts [N, 3] int32, sums and maxima of doses [N, L] fp32: views of a tally's table."""
+    """Counts [N, 5] int32, sums and maxima of doses [N, L] fp32: views of a tally's table."""
     dose_sum, dose_max = table[:, N_COUNTS:].view(torch.float32).tensor_split(2, dim=1)
     return table[:, :N_COUNTS], dose_sum, dose_max
 
@@ -79,17 +80,21 @@ def columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def tally_steps(token_row: Tensor, tally: Tally) -> None:
     """Count what a step has steered; run once after it, before the next ``prepare_steps``.
 
-    Semantics: a token of row >= 0 is *planned*. It is *steered* if at every layer part 0 of its
-    dose was written. It is *fresh* if ``token_fresh`` is >= 0: positions that come again, as after
-    a preemption or a rejected draft, are not counted twice. With the sums over parts that were
-    written ::
+    Semantics: a token of row >= 0 is *planned*. It is *missed* if at some layer part 0 of its dose
+    was not written, else *nonfinite* if some dose is inf, else *steered*, and *shortened* if some
+    sum of x**2 is negative. It is *fresh* if ``token_fresh`` is >= 0: positions that come again, as
+    after a preemption or a rejected draft, are not counted twice. With the sums over parts that
+    were written ::
 
-        dose_l  = sqrt(sum of change**2 / sum of x**2) at layer l;  0 where the change is 0
-        missed += 1                                    per planned token that was not steered
-        counts[row] = (PLANNED + 1, STEERED + steered, max(LAST, token_fresh))  per fresh token
+        dose_l  = sqrt(sum of change**2 / sum of |x**2|) at layer l;  0 where the change is 0
+        missed += 1                                                     per missed token
+        counts[row, NONFINITE] += 1                                     per nonfinite token
+        counts[row, PLANNED] += 1;  counts[row, LAST] max= token_fresh  per fresh token
+        counts[row, STEERED] += 1;  counts[row, SHORTENED] += shortened    per fresh, steered token
         dose_sum[row, l] += dose_l;  dose_max[row, l] max= dose_l       per fresh, steered token
 
-    so that a change of an all-zero x has dose inf. Then every dose of the T tokens is reset to -1.
+    so that a change of an all-zero x, of which there is none under a ``max_dose``, counts as
+    nonfinite. Then every dose of the T tokens is reset to -1.
 
     No value leaves the device. On a GPU the order of the sums of dose_sum, within a step, is not
     fixed.
@@ -114,21 +119,26 @@ def tally_steps(token_row: Tensor, tally: Tally) -> None:
 def tally_steps_torch(
     token_row: Tensor, token_fresh: Tensor, dose: Tensor, table: Tensor, missed: Tensor
 ) -> None:
-    """The reference of :func:`tally_steps`, over ``table`` [N, 3 + 2 * L] int32 of the tally."""
+    """The reference of :func:`tally_steps`, over ``table`` [N, 5 + 2 * L] int32 of the tally."""
     n_tokens = token_row.shape[0]
     counts, dose_sum, dose_max = columns(table)
     of_step, position = dose[:, :n_tokens], token_fresh[:n_tokens]
+    part_written = ~(of_step[..., 0] < 0)  # [L, T, DOSE_PARTS]; NaN is written
+    change, x = torch.where(part_written[..., None], of_step.abs(), 0.0).sum(2).unbind(-1)  # [L, T]
+    relative = torch.where(change == 0, 0.0, (change / x).sqrt())
+    finite = relative.isfinite().all(0)
+    shortened = (part_written & (of_step[..., 1] < 0)).any(2).any(0)
     planned = token_row >= 0
-    steered = planned & ~(of_step[:, :, 0, 0] < 0).any(0)
-    missed += (planned & ~steered).sum()
+    written = part_written[:, :, 0].all(0)
+    missed += (planned & ~written).sum()
     # Tokens that do not count add nothing to a row of their own or to row 0.
     row = token_row.clamp(min=0).long()
     fresh = planned & (position >= 0)
-    counted = fresh & steered
-    counts[:, :LAST].index_add_(0, row, torch.stack([fresh, counted], 1).int())
+    counted = fresh & written & finite
+    nonfinite = planned & written & ~finite
+    columns_of_token = torch.stack([fresh, counted, counted & shortened, nonfinite], 1)
+    counts[:, :LAST].index_add_(0, row, columns_of_token.int())
     counts[:, LAST].scatter_reduce_(0, row, torch.where(fresh, position, -1), "amax")
-    change, x = of_step.clamp(min=0).sum(2).unbind(-1)  # [L, T]
-    relative = torch.where(change == 0, 0.0, (change / x).sqrt())
     relative = torch.where(counted, relative, 0.0).T
     dose_sum.index_add_(0, row, relative)
     dose_max.scatter_reduce_(0, row[:, None].expand_as(relative), relative, "amax")
@@ -150,6 +160,8 @@ def _tally_kernel(
     DOSE_PARTS: tl.constexpr = DOSE_PARTS,
     PLANNED: tl.constexpr = PLANNED,
     STEERED: tl.constexpr = STEERED,
+    SHORTENED: tl.constexpr = SHORTENED,
+    NONFINITE: tl.constexpr = NONFINITE,
     LAST: tl.constexpr = LAST,
     N_COUNTS: tl.constexpr = N_COUNTS,
 ):
@@ -166,22 +178,29 @@ def _tally_kernel(
 
     row = tl.load(p_token_row + i_t).to(tl.int64)
     if row >= 0:
-        n_missed = tl.sum(((b_change2 < 0) & (o_part[None, :] == 0)).to(tl.int32))
+        m_written = (b_change2 < 0) == 0  # NaN is written
+        n_missed = tl.sum(((m_written == 0) & m_l[:, None] & (o_part[None, :] == 0)).to(tl.int32))
         position = tl.load(p_token_fresh + i_t)
         p_row = p_table + row * TABLE_STRIDE
         if position >= 0:
             tl.atomic_add(p_row + PLANNED, 1, sem="relaxed")
             tl.atomic_max(p_row + LAST, position, sem="relaxed")
+        b_change = tl.sum(tl.where(m_written, b_change2, 0.0), axis=1)
+        b_x = tl.sum(tl.where(m_written, tl.abs(b_x2), 0.0), axis=1)
+        b_dose = tl.where(b_change == 0, 0.0, tl.sqrt_rn(tl.div_rn(b_change, b_x)))
+        n_nonfinite = tl.sum(((b_dose < float("inf")) == 0).to(tl.int32))  # NaN is not <
         if n_missed > 0:
             tl.atomic_add(p_missed, 1, sem="relaxed")
+        elif n_nonfinite > 0:
+            tl.atomic_add(p_row + NONFINITE, 1, sem="relaxed")
         elif position >= 0:
             tl.atomic_add(p_row + STEERED, 1, sem="relaxed")
-            b_change = tl.sum(tl.where(b_change2 < 0, 0.0, b_change2), axis=1)
-            b_x = tl.sum(tl.where(b_x2 < 0, 0.0, b_x2), axis=1)
-            b_dose = tl.where(b_change == 0, 0.0, tl.sqrt_rn(tl.div_rn(b_change, b_x)))
+            n_shortened = tl.sum((m_written & (b_x2 < 0)).to(tl.int32))
+            if n_shortened > 0:
+                tl.atomic_add(p_row + SHORTENED, 1, sem="relaxed")
             p_sum = p_values + row * TABLE_STRIDE + N_COUNTS + o_l
             tl.atomic_add(p_sum, b_dose, mask=m_l, sem="relaxed")
-            # What is not negative, NaN included, is ordered as its bits.
+            # What is not negative is ordered as its bits.
             b_bits = tl.abs(b_dose).to(tl.int32, bitcast=True)
             tl.atomic_max(p_row + N_COUNTS + L + o_l, b_bits, mask=m_l, sem="relaxed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -26,7 +27,9 @@ class OneSentence(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", module="saif_")
+            # Ours are all of this kind. Others are put down to our code by chance: one about a
+            # resource of vLLM's, say, is made wherever the garbage collector runs.
+            warnings.filterwarnings("always", category=UserWarning, module="saif_")
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             try:
                 return super().invoke(ctx)
@@ -93,8 +96,11 @@ def quiet() -> None:
     """Keep the logs and warnings of libraries out of the output; variables that are set stay."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for replies
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # read by the processes that we start
+    # vLLM sets this up when its engine starts; what is logged before goes to stderr unasked.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
 app = typer.Typer(

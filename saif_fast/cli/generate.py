@@ -13,8 +13,9 @@ from rich.text import Text
 
 from saif_fast import hf
 from saif_fast.cli.app import out
-from saif_fast.cli.loading import load_tokenizer, read_lines, start_runtime
-from saif_fast.request import SCOPES, parse_request
+from saif_fast.cli.loading import load_info, load_tokenizer, read_lines, start_runtime
+from saif_fast.model_info import ModelInfo
+from saif_fast.request import SCOPES, check_reached, parse_request
 from saif_fast.runtime import GenerationRequest, installed_runtimes
 from saif_fast.set_dir import SetDirectory
 
@@ -67,11 +68,20 @@ def generate(
     }
     # Before anything is loaded: an engine takes a minute to start.
     asked = options if saif is None else {"saif": saif, **options}
-    parse_request(asked, available=sets.names())
-    texts = read_lines(prompts, "--prompts")
+    steering = parse_request(asked, available=sets.names())
+    if steering is not None:
+        check_reached(steering.window, max_tokens)
+    lines = read_lines(prompts, "--prompts")
+    texts = [line.text for line in lines]
+    info = load_info(model)
+    for used, _ in () if steering is None else steering.sets:
+        _check_set(sets, used, info)
     name, tokenizer = pick_runtime(runtime), load_tokenizer(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
     rendered = hf.chat_texts(tokenizer, texts) if templated else texts
+    hf.check_lengths(
+        hf.encode_texts(tokenizer, rendered), info.context, lambda i: f"--prompts {lines[i].place}"
+    )
     variants: list[str | None] = [None, saif] if compare else [saif]
     requests = [
         GenerationRequest(
@@ -93,6 +103,13 @@ def generate(
     else:
         for reply in replies:
             typer.echo(reply)
+
+
+def _check_set(sets: SetDirectory, name: str, model: ModelInfo) -> None:
+    try:
+        sets.load(name).check_model(model.d_model, model.num_layers)
+    except ValueError as error:
+        raise ValueError(f"set {name!r}: {error}") from error
 
 
 def _comparison(texts: list[str], replies: list[str], saif: str) -> Table:

@@ -12,11 +12,13 @@ from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import (
     as_task,
     builtin_contents,
+    load_info,
     load_model,
     load_sae,
     read_lines,
     set_output,
 )
+from saif_fast.model_info import check_sae
 from saif_fast.tasks import Task
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
@@ -36,7 +38,7 @@ def identify(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The latent set to write.")],
     pairs: Annotated[
-        Path | None, typer.Option(help='JSON lines {"positive", "negative", "group"}.')
+        Path | None, typer.Option(help='JSON lines {"positive", "negative", "group"}; - is stdin.')
     ] = None,
     instruction: Annotated[
         list[str] | None,
@@ -66,7 +68,9 @@ def identify(
     ] = False,
 ) -> None:
     """Find the latents that make a model follow an instruction."""
+    from saif_fast.evaluate.study import Search, Subject, check_prompts, tune
     from saif_fast.identify import LatentStatistics, build_pairs, collect, load_pairs
+    from saif_fast.identify.statistics import check_choice
 
     if (pairs is None) == (not instruction):
         raise ValueError("identify: expected either --pairs or --instruction")
@@ -86,19 +90,23 @@ def identify(
     else:
         given = _of_task(named) if named is not None else of_texts(instruction or [])
         if contents is not None:
-            given["contents"] = read_lines(contents, "--contents")
+            given["contents"] = [line.text for line in read_lines(contents, "--contents")]
+            if auto and named is not None:
+                _check_disjoint(given["contents"], named)
         contrast = build_pairs(position=(position or Position.post).value, **given)
     output = set_output(output)
     read = load_sae(sae)
+    # The search of --auto takes no more latents than there are.
+    check_choice(read, k or (1 if auto else 15), beta or 0.0)
+    check_sae(read, load_info(model), allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
+    subject = Subject(loaded, tokenizer, read, chat=chat, allow_mismatch=allow_mismatch)
+    if auto and named is not None:
+        check_prompts(named, subject, n_report=0)
     activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
     statistics = LatentStatistics.compute(read, activations, allow_mismatch=allow_mismatch)
     if auto and named is not None:
-        from saif_fast.evaluate.study import Search, Subject, tune
-
-        if contents is not None:
-            _check_disjoint(given["contents"], named)
-        choice = tune(named, Subject(loaded, tokenizer, read, chat=chat), statistics, Search())
+        choice = tune(named, subject, statistics, Search())
         found = choice.candidate.latent_set
         assert found is not None
         say(

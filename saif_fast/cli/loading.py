@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from saif_fast import embedded
+from saif_fast import embedded, text
 from saif_fast.cli.app import quiet
+from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
 from saif_fast.runtime import Runtime, Sets, open_runtime
 from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, get_task, task_names
+from saif_fast.text import Line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,13 +69,12 @@ def _no_progress_bars() -> None:
         logging.disable_progress_bar()
 
 
-def count_layers(model: str) -> int:
-    """Decoder blocks of a model, from its config alone."""
+def load_info(model: str) -> ModelInfo:
+    """What a model's config says of it, before its weights are loaded."""
     quiet()
     from transformers import AutoConfig
 
-    layers: int = _loaded(AutoConfig, model).get_text_config().num_hidden_layers
-    return layers
+    return ModelInfo.of(_loaded(AutoConfig, model))
 
 
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
@@ -105,17 +105,17 @@ def as_task(instructions: list[str]) -> Task | None:
         ValueError: a text is empty, a task is one of several, or a single word is nearly a task's
             name: as the text of an instruction it would be served, and mean nothing.
     """
-    for text in instructions:
-        if not text.strip():
+    for given in instructions:
+        if not given.strip():
             raise ValueError("--instruction: expected a task's name or a text, got an empty one")
-        named = _is_task(text)
+        named = _is_task(given)
         # Several words are an instruction, whatever they look like.
-        near = len(text.split()) == 1 and difflib.get_close_matches(text.lower(), task_names())
+        near = len(given.split()) == 1 and difflib.get_close_matches(given.lower(), task_names())
         if named and len(instructions) > 1:
-            raise ValueError(f"--instruction: expected one task or texts only, got task {text!r}")
+            raise ValueError(f"--instruction: expected one task or texts only, got task {given!r}")
         if near and not named:
             raise ValueError(
-                f"--instruction: {text!r} is no task; the tasks are {', '.join(task_names())}"
+                f"--instruction: {given!r} is no task; the tasks are {', '.join(task_names())}"
             )
     (first, *_) = instructions
     return get_task(first) if _is_task(first) else None
@@ -165,17 +165,16 @@ def set_output(path: Path) -> Path:
     return file
 
 
-def read_lines(path: str, argument: str) -> list[str]:
-    """Non-empty lines of a file, or of stdin for ``-``.
+def read_lines(path: str, argument: str) -> list[Line]:
+    """Lines of a file, or of stdin for ``-``, without blank ones and without space around them.
 
     Raises:
-        ValueError: there is none, or the file is not text.
+        ValueError: there is none, or the file is not UTF-8.
     """
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{argument} {path}: expected UTF-8 text, got {error.reason}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = text.read_lines(path)
+    except ValueError as error:
+        raise ValueError(f"{argument} {error}") from error
     if not lines:
         raise ValueError(f"{argument} {path}: expected at least one line, got none")
-    return lines
+    return [Line(line.place, line.text.strip()) for line in lines]

@@ -15,7 +15,7 @@ from saif_fast.cli.app import out, quiet, say
 from saif_fast.cli.loading import (
     EMBEDDED,
     builtin_contents,
-    count_layers,
+    load_info,
     load_model,
     load_sae,
     model_source,
@@ -23,6 +23,7 @@ from saif_fast.cli.loading import (
 )
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
+from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
 from saif_fast.sae import SparseAutoencoder
 
@@ -73,7 +74,10 @@ def _layers_of(sae: SparseAutoencoder, model: str | None) -> int:
             f"--model: expected the model of SAE {sae.name} (or --num-layers), since "
             f"{sae.model_name!r} is not found on this machine"
         )
-    return count_layers(source)
+    info = load_info(source)
+    if (doubt := check_sae(sae, info, allow_mismatch=True)) is not None:
+        say(f"warning: {doubt}")
+    return info.num_layers
 
 
 def _known_model(name: str | None) -> str | None:
@@ -110,8 +114,7 @@ def inspect(
     if source is None:
         say("promoted tokens are left out: give --model to see them")
         return
-    loaded, tokenizer = load_model(source)
-    _check(latent_set, loaded)
+    loaded, tokenizer = _load_for(latent_set, source)
     for line in _promoted(latent_set, loaded, tokenizer, tokens):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -166,8 +169,7 @@ def export(
             f"--model: expected the set's model, since {latent_set.provenance.model!r} is not "
             "found on this machine"
         )
-    loaded, tokenizer = load_model(source)
-    _check(latent_set, loaded)
+    loaded, tokenizer = _load_for(latent_set, source)
     (layer,) = latent_set.layers
     prompts = list(builtin_contents()[:_N_CONTENTS])
     # As the set was found; one that was made by hand goes with the tokenizer.
@@ -190,6 +192,7 @@ def _what(latent_set: LatentSet) -> str:
     return f"layer {', '.join(str(layer) for layer in latent_set.layers)}"
 
 
-def _check(latent_set: LatentSet, model: PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    latent_set.check_model(config.hidden_size, config.num_hidden_layers)
+def _load_for(latent_set: LatentSet, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    info = load_info(model)
+    latent_set.check_model(info.d_model, info.num_layers)
+    return load_model(model)

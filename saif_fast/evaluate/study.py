@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,16 +32,19 @@ from saif_fast.evaluate.rows import (
     random_latents,
     saif_grid,
 )
-from saif_fast.hf import chat_texts
+from saif_fast.hf import chat_texts, check_lengths, encode_texts
 from saif_fast.identify import (
     ActivationSet,
+    ContrastPairs,
     LatentStatistics,
     build_pairs,
     collect,
     diff_in_means,
 )
+from saif_fast.identify.activations import encode_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding, centred
+from saif_fast.model_info import ModelInfo, check_sae
 from saif_fast.names import LONGEST_NAME
 from saif_fast.runtime import Runtime, open_runtime
 from saif_fast.sae import SparseAutoencoder
@@ -92,6 +97,9 @@ class Subject:
     """What is studied: a loaded model, the table's SAE, and others that get rows of their own.
 
     The random, noise and logit-bias rows are read off the set chosen with ``sae``.
+
+    Raises:
+        ValueError: an SAE does not fit the model, as :func:`saif_fast.model_info.check_sae` says.
     """
 
     model: PreTrainedModel
@@ -101,11 +109,20 @@ class Subject:
     chat: bool | None = None  # apply the chat template; None = if the tokenizer has one
     allow_mismatch: bool = False  # take SAEs of another model
 
+    def __post_init__(self) -> None:
+        model = ModelInfo.of(self.model.config)
+        for sae in (self.sae, *self.others.values()):
+            check_sae(sae, model, allow_mismatch=self.allow_mismatch)
+
+    @property
+    def templated(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return self.tokenizer.chat_template is not None if self.chat is None else self.chat
+
     @property
     def prompter(self) -> Prompter:
         """Content and instruction to the text the model reads."""
-        templated = self.tokenizer.chat_template is not None
-        if not (templated if self.chat is None else self.chat):
+        if not self.templated:
             return render
         return lambda content, instruction: chat_texts(
             self.tokenizer, [render(content, instruction)]
@@ -117,18 +134,56 @@ class Subject:
         return open_runtime("transformers", model, sets, tokenizer=self.tokenizer)
 
 
-def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
-    """Activations of the task's pairs at every SAE's layer and at the last one."""
-    pairs = build_pairs(
+def check(
+    task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
+) -> None:
+    """What a study of the task would fail by after its first forwards.
+
+    Raises:
+        ValueError: the model's logits cannot be read, the sides of a pair are the same tokens, a
+            prompt is empty or fills the context; the message names task and content.
+    """
+    Unembedding(subject.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said when the pairs are run
+        pairs = pairs_of(task)
+    context = ModelInfo.of(subject.model.config).context
+    encode_pairs(subject.tokenizer, pairs, chat=subject.templated, context=context)
+    check_prompts(task, subject, n_select, n_report)
+
+
+def check_prompts(
+    task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
+) -> None:
+    """Raise ValueError for a prompt to be answered that is empty or fills the model's context."""
+    prompts: dict[str, str] = {}
+    for split, contents in (("select", task.select[:n_select]), ("report", task.report[:n_report])):
+        for i, content in enumerate(contents):
+            named = f"task {task.name!r}: {split} content {i} {reprlib.repr(content)}"
+            prompts[named] = subject.prompter(content, None)
+            prompts[f"{named} instructed"] = subject.prompter(content, task.wordings[0].text)
+    ids = encode_texts(subject.tokenizer, list(prompts.values()))
+    check_lengths(ids, ModelInfo.of(subject.model.config).context, list(prompts).__getitem__)
+
+
+def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:
+    """The task's identify contents with its wordings."""
+    return build_pairs(
         task.identify,
         [wording.text for wording in task.wordings],
         neutral=task.neutral,
         others=task.others,
         seed=seed,
     )
+
+
+def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
+    """Activations of the task's pairs at every SAE's layer and at the last one."""
     last = subject.model.config.get_text_config().num_hidden_layers - 1
     layers = {last, subject.sae.layer, *(sae.layer for sae in subject.others.values())}
-    return collect(subject.model, subject.tokenizer, pairs, sorted(layers), chat=subject.chat)
+    return collect(
+        subject.model, subject.tokenizer, pairs_of(task, seed), sorted(layers), chat=subject.chat
+    )
 
 
 def measure(

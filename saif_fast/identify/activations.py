@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from saif_fast import hf
 from saif_fast.identify.pairs import ContrastPairs
+from saif_fast.model_info import ModelInfo
+from saif_fast.text import read_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class ActivationSet:
     num_layers: int
     chat: bool  # whether the prompts went through the chat template
     plain_name: str = "given"  # which texts ``plain`` is of
+    stored_name: str | None = None  # of the model, as in ``ModelInfo``
 
     def at(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positive, negative and plain at ``layer``; ValueError where it was not collected."""
@@ -37,17 +43,22 @@ class ActivationSet:
             raise ValueError(f"layer: expected one of {sorted(self.positive)}, got {layer}")
         return self.positive[layer], self.negative[layer], self.plain[layer]
 
+    @property
+    def model(self) -> ModelInfo:
+        """The model, as far as an SAE is compared with it."""
+        width = next(iter(self.positive.values())).shape[1]
+        return ModelInfo(self.model_name, width, self.num_layers, stored_name=self.stored_name)
+
 
 def plain_texts() -> list[str]:
     """Everyday English written for this project, to measure the density of latents on."""
-    return Path(__file__).with_name("plain_text.txt").read_text(encoding="utf-8").splitlines()
+    return [line.text for line in read_lines(Path(__file__).with_name("plain_text.txt"))]
 
 
 class ResidualSource(Protocol):
     """A model that can be asked for its residual stream after decoder blocks."""
 
-    name: str  # as records have it
-    num_layers: int
+    model: ModelInfo
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
         """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU."""
@@ -63,12 +74,12 @@ class TransformersResiduals:
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
         self._model, self._batch_tokens = model, batch_tokens
-        self.name, self.num_layers = hf.model_name(model), len(hf.decoder_layers(model))
+        hf.decoder_layers(model)  # which a model that cannot be read lacks
+        self.model = ModelInfo.of(model.config)
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
         """See :class:`ResidualSource`."""
-        d_model = self._model.config.get_text_config().hidden_size
-        found = {layer: torch.empty(len(ids), d_model) for layer in layers}
+        found = {layer: torch.empty(len(ids), self.model.d_model) for layer in layers}
         for batch, _, _, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
             for layer in layers:
                 found[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
@@ -78,13 +89,20 @@ class TransformersResiduals:
         self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
     ) -> dict[int, Tensor]:
         """See :class:`ResidualSource`."""
-        d_model = self._model.config.get_text_config().hidden_size
-        kept: dict[int, list[Tensor]] = {layer: [torch.empty(0, d_model)] for layer in layers}
+        nothing = torch.empty(0, self.model.d_model)
+        kept: dict[int, list[Tensor]] = {layer: [nothing] for layer in layers}
         for _, tokens, real, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
             chosen = real if without is None else real & (tokens != without)
             for layer in layers:
                 kept[layer].append(hidden[layer][chosen].float().cpu())
         return {layer: torch.cat(rows) for layer, rows in kept.items()}
+
+
+def residual_source(
+    model: PreTrainedModel | ResidualSource, batch_tokens: int = _BATCH_TOKENS
+) -> ResidualSource:
+    """A transformers model as a source; a source is one already."""
+    return TransformersResiduals(model, batch_tokens) if isinstance(model, nn.Module) else model
 
 
 def collect(
@@ -95,24 +113,25 @@ def collect(
     *,
     chat: bool | None = None,
     plain: Sequence[str] | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = _BATCH_TOKENS,
 ) -> ActivationSet:
     """Run the model over the pairs and the plain texts, once for all ``layers``.
 
     ``chat`` applies the chat template to the pairs' prompts (None: if the tokenizer has one), never
     to the ``plain`` texts (None: :func:`plain_texts`). ``batch_tokens`` of a forward, padding
-    included, bound the memory of a transformers model. ValueError for a layer that the model lacks
-    or a template that the tokenizer lacks.
+    included, bound the memory of a transformers model. ValueError, before the model runs, for a
+    layer or a template that it lacks, a text that is empty or fills the context, or a pair whose
+    sides are the same tokens.
     """
-    source = TransformersResiduals(model, batch_tokens) if isinstance(model, nn.Module) else model
+    source = residual_source(model, batch_tokens)
     chat = tokenizer.chat_template is not None if chat is None else chat
-    # Negatives repeat across wordings; every distinct prompt is run once.
-    prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
-    ids = hf.encode_texts(tokenizer, hf.chat_texts(tokenizer, prompts) if chat else prompts)
-    last = source.last(ids, layers)
+    prompts = encode_pairs(tokenizer, pairs, chat=chat, context=source.model.context)
+    texts = plain_texts() if plain is None else plain
+    plain_ids = hf.encode_texts(tokenizer, texts)
+    hf.check_lengths(plain_ids, source.model.context, lambda i: f"plain text {i}")
+    last = source.last(list(prompts.values()), layers)
 
     origin = "built-in everyday English" if plain is None else f"{len(plain)} texts given"
-    texts = plain_texts() if plain is None else plain
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
     row = {prompt: i for i, prompt in enumerate(prompts)}
@@ -122,10 +141,44 @@ def collect(
         positive={layer: last[layer][positive] for layer in layers},
         negative={layer: last[layer][negative] for layer in layers},
         # The residual of BOS is like no other's.
-        plain=source.every(hf.encode_texts(tokenizer, texts), layers, tokenizer.bos_token_id),
+        plain=source.every(plain_ids, layers, tokenizer.bos_token_id),
         pairs=pairs,
-        model_name=source.name,
-        num_layers=source.num_layers,
+        model_name=source.model.name,
+        num_layers=source.model.num_layers,
         chat=chat,
         plain_name=f"{origin}, sha256 {digest[:12]}",
+        stored_name=source.model.stored_name,
     )
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: ContrastPairs, *, chat: bool, context: int | None
+) -> dict[str, list[int]]:
+    """Token ids of every distinct prompt of the pairs; negatives repeat across wordings.
+
+    Raises:
+        ValueError: a side of a pair is empty or fills the ``context``, or its two sides are the
+            same tokens (a chat template that renders none of the content, say); names the pair.
+    """
+    prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
+    rendered = hf.chat_texts(tokenizer, prompts) if chat else prompts
+    ids = dict(zip(prompts, hf.encode_texts(tokenizer, rendered), strict=True))
+    sides = [
+        (pairs.name(i), side, getattr(pair, side))
+        for i, pair in enumerate(pairs.pairs)
+        for side in ("positive", "negative")
+    ]
+
+    def name(index: int) -> str:
+        pair, side, prompt = sides[index]
+        return f"{pair}: {side} {reprlib.repr(prompt)}"
+
+    hf.check_lengths([ids[prompt] for _, _, prompt in sides], context, name)
+    after = " after the chat template" if chat else ""
+    for i, pair in enumerate(pairs.pairs):
+        if (same := ids[pair.positive]) == ids[pair.negative]:
+            raise ValueError(
+                f"{pairs.name(i)}: expected sides that differ in tokens{after}, got the same "
+                f"{len(same)} of {reprlib.repr(pair.positive)} and {reprlib.repr(pair.negative)}"
+            )
+    return ids

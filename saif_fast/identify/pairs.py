@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from saif_fast.tasks.prompts import POSITIONS, render
+from saif_fast.text import read_lines
 
 PairPosition = Literal["post", "pre", "both"]
 
@@ -37,6 +38,7 @@ class ContrastPairs(msgspec.Struct, frozen=True):
     position: str | None = None
     seed: int | None = None
     negatives: str = "given"  # the kinds of them
+    places: tuple[str, ...] = ()  # where each pair stands, FILE:LINE
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -46,6 +48,10 @@ class ContrastPairs(msgspec.Struct, frozen=True):
                 "pairs: only one wording; latents may answer to it and not to the instruction",
                 stacklevel=3,  # who called build_pairs or load_pairs
             )
+
+    def name(self, index: int) -> str:
+        """What an error calls the pair ``index``."""
+        return self.places[index] if self.places else f"pair {index}"
 
     @property
     def data_hash(self) -> str:
@@ -88,15 +94,13 @@ def build_pairs(
 
 def load_pairs(path: str | Path) -> ContrastPairs:
     """Read lines of ``{"positive": ..., "negative": ..., "group": ...}``; errors name the line."""
-    pairs = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    found = {}
+    for place, line in read_lines(path):
         try:
-            pairs.append(msgspec.json.decode(line, type=ContrastPair))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-    if not pairs:
+            found[place] = msgspec.json.decode(line, type=ContrastPair)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise ValueError(f"{place}: {error}") from None
+    if not found:
         raise ValueError(f"{path}: expected at least one pair, got none")
-    groups = dict.fromkeys(pair.group for pair in pairs if pair.group)
-    return ContrastPairs(tuple(pairs), wordings=tuple(groups))
+    groups = dict.fromkeys(pair.group for pair in found.values() if pair.group)
+    return ContrastPairs(tuple(found.values()), wordings=tuple(groups), places=tuple(found))

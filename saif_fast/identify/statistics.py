@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from saif_fast import __version__, hf
+from saif_fast import __version__
 from saif_fast.edits import Edit
-from saif_fast.identify.activations import ActivationSet, collect
+from saif_fast.identify.activations import (
+    ActivationSet,
+    ResidualSource,
+    collect,
+    residual_source,
+)
 from saif_fast.identify.pairs import ContrastPairs
 from saif_fast.latent_set import LatentSet
+from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
 from saif_fast.sae import SparseAutoencoder
 
@@ -63,18 +70,13 @@ class LatentStatistics:
         ``allow_mismatch`` takes an SAE of another model (a base model's, say), with a warning that
         gives its fit; without it, and for an SAE of another width or layer, ValueError.
         """
+        doubt = check_sae(sae, activations.model, allow_mismatch=allow_mismatch)
         positive, negative, plain = (x.to(sae.W_enc.device) for x in activations.at(sae.layer))
-        if (width := positive.shape[1]) != sae.d_model:
-            raise ValueError(f"sae d_model: expected the model's {width}, got {sae.d_model}")
         prompts = torch.cat([positive, negative])
         variance, l0 = sae.explained_variance(prompts), sae.l0(prompts)
         fit = f"explained variance {variance:.3f}, L0 {l0:.1f} on the pairs"
-        ours, theirs = activations.model_name, sae.model_name
-        if theirs and not hf.same_model(ours, theirs):
-            clash = f"sae: expected one of {ours!r}, got one of {theirs!r}"
-            if not allow_mismatch:
-                raise ValueError(f"{clash}; allow_mismatch takes it nevertheless")
-            warnings.warn(f"{clash}: {fit}", stacklevel=2)
+        if doubt is not None:
+            warnings.warn(f"{doubt}; {fit}", stacklevel=2)
         plain_text = f"{activations.plain_name}, {len(plain)} tokens"
         notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_text": plain_text}
         if sae.k is not None and sae.calibration is None:
@@ -101,8 +103,7 @@ class LatentStatistics:
         Cheap: no forward, no encode. mu and sigma are those ``over`` all positives, or ``over`` the
         actives among them. ValueError for a k that the SAE lacks, or where no latent rises.
         """
-        if not 1 <= k <= self.sae.d_sae:
-            raise ValueError(f"k: expected 1 to {self.sae.d_sae}, the SAE's latents, got {k}")
+        check_choice(self.sae, k, beta)
         if not self.ranking:
             raise ValueError("pairs: expected an instruction that changes sparse latents, got none")
         columns = self.measured._asdict()
@@ -117,8 +118,20 @@ class LatentStatistics:
         return LatentSet.from_sae(self.sae, latents, num_layers=self.num_layers, provenance=origin)
 
 
+def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
+    """Raise ValueError unless a set of ``k`` latents, at mu + beta * sigma, can be made of the SAE.
+
+    As it needs no activations, it is asked before these are collected, too.
+    """
+    sae.require_edits()
+    if not 1 <= k <= sae.d_sae:
+        raise ValueError(f"k: expected 1 to {sae.d_sae}, the SAE's latents, got {k}")
+    if not math.isfinite(beta):
+        raise ValueError(f"beta: expected a finite number, got {beta}")
+
+
 def identify(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ResidualSource,
     tokenizer: PreTrainedTokenizerBase,
     sae: SparseAutoencoder,
     pairs: ContrastPairs,
@@ -128,8 +141,14 @@ def identify(
     chat: bool | None = None,
     allow_mismatch: bool = False,
 ) -> LatentSet:
-    """SAIF (arXiv 2502.11356) in one call: :func:`collect`, then :class:`LatentStatistics`."""
-    activations = collect(model, tokenizer, pairs, [sae.layer], chat=chat)
+    """SAIF (arXiv 2502.11356) in one call: :func:`collect`, then :class:`LatentStatistics`.
+
+    ValueError, before the model runs, for all that can be seen before.
+    """
+    source = residual_source(model)
+    check_choice(sae, k, beta)
+    check_sae(sae, source.model, allow_mismatch=allow_mismatch)
+    activations = collect(source, tokenizer, pairs, [sae.layer], chat=chat)
     statistics = LatentStatistics.compute(sae, activations, allow_mismatch=allow_mismatch)
     return statistics.latent_set(k, beta)
 

@@ -89,6 +89,36 @@ def test_a_full_pool_or_no_slot_is_refused_and_nothing_changes(slots: SetSlots) 
         slots.place(make_set(1, value=4.0))
 
 
+def edited(edit: str, weight: float = 1.0) -> LatentSet:
+    rows = torch.full((1, D_MODEL), weight)
+    latents = [Latent(index=0, edit=Edit.parse(edit))]
+    tensors = SiteTensors(Site(1, latents), rows, torch.zeros(1), torch.zeros(1), rows)
+    return LatentSet((tensors,), D_MODEL, 2)
+
+
+@pytest.mark.parametrize(
+    ("latent_set", "dtype"),
+    [
+        (vector(0.0), torch.float32),
+        (vector(1e-9), torch.float16),
+        (edited("add:0"), torch.float32),
+        (edited("add:0@gated"), torch.float32),
+        (edited("scale:1"), torch.float32),
+        (edited("scale:1@gated"), torch.float32),
+        (edited("ablate", weight=0.0), torch.float32),
+    ],
+    ids=["vector", "in-fp16", "add", "add-gated", "scale", "scale-gated", "no-direction"],
+)
+def test_a_set_that_changes_nothing_is_refused(latent_set: LatentSet, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="an edit that changes something"):
+        HookedModel((1,), D_MODEL, 2, dtype).compile(latent_set, 8)
+
+
+@pytest.mark.parametrize("edit", ["at_least:0", "clamp:0", "ablate", "scale:0", "add:1@gated"])
+def test_a_set_of_zeros_that_changes_something_is_not(edit: str) -> None:
+    MODEL.compile(edited(edit), 8)
+
+
 @pytest.mark.parametrize(
     ("bad", "dtype", "message"),
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from saif_fast.cli import app
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 CONTENTS = "Tell me about my black cat in the garden.\nTell me about the old dog in the kitchen.\n"
 

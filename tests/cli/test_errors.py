@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from one_sentence import sentence
 
 from saif_fast import embedded
 from saif_fast.edits import Edit
@@ -19,15 +20,6 @@ from saif_fast.tasks import get_task
 
 CAT = "Tell me about my black cat in the garden."
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
-
-
-def sentence(result) -> str:
-    """The one line an error is."""
-    assert result.exit_code == 1, (result.exit_code, result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def truncated(good: bytes) -> bytes:
@@ -196,6 +188,8 @@ def test_a_wrong_argument_is_one_sentence(
         (("--saif", "french*nan"), "strength between -10 and 10 for set 'french', got 'nan'"),
         (("--saif", "french", "--scope", "everything"), "saif_scope"),
         (("--saif", "french", "--start", "-1"), "saif_start"),
+        (("--saif", "french", "--start", "64"), "max_tokens), 64, got 64"),
+        (("--saif", "french*0"), "a strength other than 0 for set 'french'"),
         (("--compare",), "--compare: expected --saif"),
         (("--scope", "all"), "'saif_scope' was given without 'saif'"),
     ],

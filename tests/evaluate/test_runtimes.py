@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from saif_fast import runtime
-from saif_fast.runtime import GenerationRequest, installed_runtimes, open_runtime
+from saif_fast.runtime import GenerationRequest, find_runtime, installed_runtimes, open_runtime
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -27,6 +27,12 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(EntryPoint, "load", load)
     with pytest.raises(ValueError, match=r"needs the package vllm.*saif-fast\[vllm\]"):
         open_runtime("vllm", "model", {})
+
+
+def test_a_package_that_is_imported_late_is_missed_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package vllm.*saif-fast\[vllm\]"):
+        find_runtime("vllm")
 
 
 def test_a_missing_module_of_our_own_is_not_a_package_to_install(

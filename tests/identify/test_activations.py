@@ -116,3 +116,56 @@ def test_the_plain_text_is_named_with_its_hash() -> None:
     assert re.fullmatch("built-in everyday English, sha256 [0-9a-f]{12}", built_in.plain_name)
     found = LatentStatistics.compute(tiny_sae(LAYERS[0]), own).provenance
     assert found.notes["plain_text"] == f"{own.plain_name}, 3 tokens"
+
+
+BOTH = ContrastPairs((ContrastPair("w1 w2", "w1", "a"), ContrastPair("w3 w4", "w3", "b")))
+
+
+def with_pair(positive: str, negative: str) -> ContrastPairs:
+    return ContrastPairs((*BOTH.pairs, ContrastPair(positive, negative)))
+
+
+TOO_LONG = " ".join(["w1"] * 64)  # the context's length
+BAD_TEXTS = {
+    "an empty side": (
+        with_pair("w1", ""),
+        PLAIN,
+        "pair 2: negative '': expected 1 to 63 tokens, got 0",
+    ),
+    "a side that fills the context": (
+        with_pair(TOO_LONG, "w1"),
+        PLAIN,
+        "pair 2: positive 'w1 .*': expected 1 to 63 tokens, got 64",
+    ),
+    "the same tokens": (
+        with_pair("w1  w2", "w1 w2"),
+        PLAIN,
+        "pair 2: expected sides that differ in tokens, got the same 2 of 'w1  w2' and 'w1 w2'",
+    ),
+    "an empty plain text": (BOTH, ("w1", ""), "plain text 1: expected 1 to 63 tokens, got 0"),
+    "a long plain text": (BOTH, (TOO_LONG,), "plain text 0: expected 1 to 63 tokens, got 64"),
+}
+
+
+@pytest.mark.parametrize(("pairs", "plain", "message"), BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_every_text_is_checked_before_the_model_runs(
+    pairs: ContrastPairs, plain: tuple[str, ...], message: str
+) -> None:
+    model = tiny_model()
+    model.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    tokenizer = tiny_tokenizer(adds_bos=False)
+    with pytest.raises(ValueError, match=message):
+        collect(model, tokenizer, pairs, LAYERS, chat=False, plain=plain)
+
+
+def test_a_template_without_the_content_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }} User"
+    with pytest.raises(ValueError, match=r"pair 0: expected sides .* after the chat template"):
+        collect(tiny_model(), tokenizer, BOTH, LAYERS, plain=PLAIN)
+
+
+@pytest.mark.parametrize("row", [[], [4] * 64], ids=["empty", "long"])
+def test_a_text_without_a_last_token_has_no_residual(row: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"text 1: expected 1 to 63 tokens, got {len(row)}"):
+        list(hf.residuals(tiny_model(), [[4, 5], row], LAYERS, 8192))

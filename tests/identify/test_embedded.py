@@ -16,6 +16,7 @@ from transformers import (
 from saif_fast import hf
 from saif_fast.embedded import model_path, sae_path
 from saif_fast.identify import LatentStatistics, build_pairs, collect, diff_in_means, identify
+from saif_fast.model_info import model_name
 from saif_fast.runtime import GenerationRequest
 from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import get_task
@@ -93,7 +94,7 @@ def test_the_runtime_says_what_generate_says(spec: str | None) -> None:
 
 def test_the_sae_explains_the_models_activations() -> None:
     model, tokenizer, sae = embedded()
-    assert sae.model_name == hf.model_name(model)
+    assert sae.model_name == model_name(model.config)
     data = collect(model, tokenizer, pairs(), [sae.layer])
     assert sae.explained_variance(data.positive[sae.layer]) > 0.6
 

@@ -17,7 +17,8 @@ def random_tally(
     seed: int = 0,
 ) -> tuple[Tensor, Tally]:
     """``token_row`` of a step, and a tally in use: some tokens not planned, not fresh, or missed by
-    a layer; doses of one part and of all, some of them 0; rows that have counted before.
+    a layer; doses of one part and of all, some of them 0, shortened or nonfinite; rows that have
+    counted before.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -25,7 +26,7 @@ def random_tally(
         return torch.randint(low, high, shape, generator=generator).int()
 
     tally = Tally.allocate(n_layers, n_tokens + 3, n_requests, "cpu")
-    tally.counts.copy_(random(0, 50, n_requests, 3))
+    tally.counts.copy_(random(0, 50, *tally.counts.shape))
     tally.dose_sum.copy_(torch.rand(n_requests, n_layers, generator=generator))
     tally.dose_max.copy_(torch.rand(n_requests, n_layers, generator=generator))
     tally.missed.fill_(3)
@@ -34,6 +35,8 @@ def random_tally(
     n_parts = torch.where(random(0, 2, n_layers) == 0, 1, DOSE_PARTS)
     sums = torch.rand(n_layers, n_tokens, DOSE_PARTS, 2, generator=generator)
     sums[:, random(0, 8, n_tokens) == 0, :, 0] = 0.0
+    sums[random(0, 8, n_layers, n_tokens) == 0] *= torch.tensor([1.0, -1.0])
+    sums[random(0, 8, n_layers, n_tokens) == 0] = torch.inf
     written = (token_row >= 0) & (random(0, 15, n_layers, n_tokens) > 0)
     written = written[:, :, None] & (torch.arange(DOSE_PARTS) < n_parts[:, None, None])
     tally.dose[:, :n_tokens] = torch.where(written[..., None], sums, -1.0)

@@ -14,7 +14,15 @@ from tally_inputs import random_tally, tally_arguments
 from torch import Tensor
 
 from saif_kernels import DOSE_PARTS, RequestRows, Tally, Window, prepare_steps, steer_, tally_steps
-from saif_kernels.tally import LAST, tally_steps_torch, tally_steps_triton
+from saif_kernels.tally import (
+    LAST,
+    NONFINITE,
+    PLANNED,
+    SHORTENED,
+    STEERED,
+    tally_steps_torch,
+    tally_steps_triton,
+)
 
 TOLERANCE = 1e-6  # of a sum of doses: fp32 sums of up to 60 terms, in any order
 
@@ -38,18 +46,23 @@ def expected(token_row: Tensor, tally: Tally) -> Tally:
         after.dose[:, t] = -1
         if row < 0:
             continue
-        steered = all(parts[0][0] != -1 for parts in entries)
+        missed = any(parts[0][0] == -1 for parts in entries)
+        nonfinite = not missed and any(math.inf in part for parts in entries for part in parts)
         position = int(tally.token_fresh[t])
-        after.missed += not steered
+        after.missed += missed
+        after.counts[row, NONFINITE] += nonfinite
         if position < 0:
             continue
-        planned, n_steered, last = after.counts[row].tolist()
-        after.counts[row] = torch.tensor([planned + 1, n_steered + steered, max(last, position)])
-        if not steered:
+        after.counts[row, PLANNED] += 1
+        after.counts[row, LAST] = max(int(after.counts[row, LAST]), position)
+        if missed or nonfinite:
             continue
-        for layer, parts in enumerate(entries):
-            change2, x2 = (sum(part[i] for part in parts if part[i] != -1) for i in (0, 1))
-            dose = 0.0 if change2 == 0 else math.sqrt(change2 / x2) if x2 else math.inf
+        written = [[part for part in parts if part[0] != -1] for parts in entries]
+        after.counts[row, STEERED] += 1
+        after.counts[row, SHORTENED] += any(part[1] < 0 for parts in written for part in parts)
+        for layer, parts in enumerate(written):
+            change2, x2 = (sum(abs(part[i]) for part in parts) for i in (0, 1))
+            dose = 0.0 if change2 == 0 else math.sqrt(change2 / x2)
             doses[0][row][layer] += dose
             doses[1][row][layer] = max(doses[1][row][layer], dose)
     after.dose_sum.copy_(torch.tensor(doses[0]))
@@ -97,21 +110,47 @@ def one_token(dose: Sequence[Sequence[float]]) -> Tally:
     return tally
 
 
-@either
-def test_a_change_of_zero_has_dose_zero_and_of_a_zero_stream_dose_inf(op: Op) -> None:
-    tally = one_token([(0.0, 0.0), (4.0, 0.0)])
-    op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
-    assert tally.dose_sum.tolist() == tally.dose_max.tolist() == [[0.0, math.inf]]
-    assert tally.counts.tolist() == [[1, 1, 0]] and tally.missed.item() == 0
+def counts_of(tally: Tally, row: int = 0) -> list[int]:
+    """Tokens planned and steered, and the highest position, of a row without other tokens."""
+    assert tally.counts[row, [SHORTENED, NONFINITE]].tolist() == [0, 0]
+    counts: list[int] = tally.counts[row, [PLANNED, STEERED, LAST]].tolist()
+    return counts
 
 
 @either
-def test_a_broken_stream_was_steered_and_its_dose_is_nan(op: Op) -> None:
-    tally = one_token([(math.nan, math.nan), (1.0, 4.0)])
+def test_a_change_of_zero_has_dose_zero(op: Op) -> None:
+    tally = one_token([(0.0, 0.0), (4.0, 1.0)])
     op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
-    assert tally.counts.tolist() == [[1, 1, 0]] and tally.missed.item() == 0
-    for doses in (tally.dose_sum, tally.dose_max):
-        assert math.isnan(doses[0, 0]) and doses[0, 1] == 0.5
+    assert tally.dose_sum.tolist() == tally.dose_max.tolist() == [[0.0, 2.0]]
+    assert counts_of(tally) == [1, 1, 0] and tally.missed.item() == 0
+
+
+@either
+@pytest.mark.parametrize(
+    "dose",
+    [(math.inf, math.inf), (math.nan, math.nan), (4.0, 0.0)],
+    ids=["inf", "nan", "no-stream"],
+)
+def test_what_is_not_finite_is_counted_apart_and_adds_to_no_dose(
+    op: Op, dose: tuple[float, float]
+) -> None:
+    tally = one_token([dose, (1.0, 4.0)])
+    for fresh in (0, -1):  # whether or not its position was counted before
+        tally.token_fresh.fill_(fresh)
+        tally.dose[:, 0, 0] = torch.tensor([dose, (1.0, 4.0)])
+        op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
+    counts = tally.counts[0]
+    assert counts[[PLANNED, STEERED, SHORTENED, NONFINITE, LAST]].tolist() == [1, 0, 0, 2, 0]
+    assert tally.missed.item() == 0
+    assert not tally.dose_sum.any() and not tally.dose_max.any()
+
+
+@either
+def test_a_shortened_change_is_counted_and_its_dose_is_that_of_what_is_left(op: Op) -> None:
+    tally = one_token([(1.0, -4.0), (1.0, 4.0)])
+    op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
+    assert tally.counts[0, [PLANNED, STEERED, SHORTENED, NONFINITE]].tolist() == [1, 1, 1, 0]
+    assert tally.dose_sum.tolist() == [[0.5, 0.5]]
 
 
 class Engine:
@@ -159,7 +198,7 @@ def test_prefill_and_decode_of_several_requests() -> None:
     engine.step(Span(1, 5, 1))
     tally = engine.tally
     # Of the prompt its last token is steered.
-    assert tally.counts.tolist() == [[1, 1, 3], [3, 3, 5], [0, 0, -1]]
+    assert [counts_of(tally, row) for row in range(3)] == [[1, 1, 3], [3, 3, 5], [0, 0, -1]]
     assert tally.missed.item() == 0
     first, second, third = engine.doses
     of_request_1 = torch.stack([first[:, 3], second[:, 1], third[:, 0]])
@@ -176,7 +215,7 @@ def test_recomputed_positions_count_once() -> None:
     engine.step(Span(0, 0, 5))  # preempted: all that was computed comes again
     engine.step(Span(0, 0, 3))  # ... and in chunks, the second beyond what was counted
     engine.step(Span(0, 3, 4))
-    assert engine.tally.counts[0].tolist() == [4, 4, 6]
+    assert counts_of(engine.tally) == [4, 4, 6]
     torch.testing.assert_close(
         engine.tally.dose_sum[0],
         (engine.doses[0] + engine.doses[1]).sum(1).float() + engine.doses[4][:, 2:].sum(1).float(),
@@ -189,7 +228,7 @@ def test_rejected_drafts_count_once() -> None:
     engine = Engine()
     engine.step(Span(0, 3, 4))  # one token and three drafts, of which two are rejected
     engine.step(Span(0, 5, 4))
-    assert engine.tally.counts[0].tolist() == [6, 6, 8]
+    assert counts_of(engine.tally) == [6, 6, 8]
     assert engine.tally.missed.item() == 0
 
 
@@ -198,10 +237,11 @@ def test_a_layer_that_missed_a_token_is_seen() -> None:
     engine.step(Span(0, 3, 1), Span(1, 3, 2))
     engine.step(Span(0, 4, 1), Span(1, 5, 2), without=[1])
     assert engine.tally.missed.item() == 3
-    assert engine.tally.counts.tolist() == [[2, 1, 4], [4, 2, 6], [0, 0, -1]]
+    rows = [counts_of(engine.tally, row) for row in range(3)]
+    assert rows == [[2, 1, 4], [4, 2, 6], [0, 0, -1]]
     engine.step(Span(0, 3, 2), without=[0])  # not fresh, and missed nevertheless
     assert engine.tally.missed.item() == 5
-    assert engine.tally.counts[0].tolist() == [2, 1, 4]
+    assert counts_of(engine.tally) == [2, 1, 4]
 
 
 def test_a_cleared_row_begins_anew_and_leaves_the_others() -> None:
@@ -209,11 +249,11 @@ def test_a_cleared_row_begins_anew_and_leaves_the_others() -> None:
     engine.step(Span(0, 3, 1), Span(1, 3, 1))
     other = engine.tally.table[1].clone()
     engine.tally.clear(0)
-    assert engine.tally.counts[0].tolist() == [0, 0, -1]
+    assert counts_of(engine.tally) == [0, 0, -1]
     assert not engine.tally.dose_sum[0].any() and not engine.tally.dose_max[0].any()
     assert torch.equal(engine.tally.table[1], other)
     engine.step(Span(0, 3, 1))
-    assert engine.tally.counts[0].tolist() == [1, 1, 3]
+    assert counts_of(engine.tally) == [1, 1, 3]
 
 
 def test_pointers_never_change() -> None:
@@ -243,11 +283,11 @@ def test_misfits_are_refused_before_anything_is_written(token_row: Tensor) -> No
     tally = Tally.allocate(1, 64, 1, DEVICE)
     with pytest.raises(ValueError, match="token_row: expected at most"):
         tally_steps(token_row.to(DEVICE), tally)
-    assert tally.counts.tolist() == [[0, 0, -1]]
+    assert counts_of(tally) == [0, 0, -1]
 
 
 def test_a_prompt_that_is_steered_whole_counts_its_tokens() -> None:
     engine = Engine()
     engine.rows.write(0, [(0, 1.0)], 4, Window(prompt=True))
     engine.step(Span(0, 0, 4))
-    assert engine.tally.counts[0].tolist() == [4, 4, 3]
+    assert counts_of(engine.tally) == [4, 4, 3]

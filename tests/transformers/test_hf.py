@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from saif_fast import hf
+from saif_fast.model_info import model_name
 
 sys.path.insert(0, str(Path(__file__).parent))
 from random_model import N_LAYERS, tiny_model, tiny_tokenizer
@@ -27,6 +28,11 @@ def test_a_template_that_writes_bos_gives_one(adds_bos: bool) -> None:
 def test_plain_text_gets_the_tokenizers_bos(adds_bos: bool, count: int) -> None:
     (row,) = hf.encode_texts(tiny_tokenizer(adds_bos=adds_bos), ["w1 w2"])
     assert row.count(BOS) == count and len(row) == 2 + count
+
+
+def test_half_a_character_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"text: expected Unicode, got '\\udcff' in 'w1 \\udcff'"):
+        hf.encode_texts(tiny_tokenizer(), ["w1", "w1 \udcff"])
 
 
 def test_no_template_is_an_error() -> None:
@@ -81,6 +87,6 @@ def test_decoder_layers_whatever_they_are_called(model_type: str, name: str) -> 
 def test_the_configs_own_name_wins() -> None:
     model = tiny_model()
     model.config.name_or_path = "somewhere/model"
-    assert hf.model_name(model) == "somewhere/model"
+    assert model_name(model.config) == "somewhere/model"
     model.config.model_name = "org/tiny"
-    assert hf.model_name(model) == "org/tiny"
+    assert model_name(model.config) == "org/tiny"

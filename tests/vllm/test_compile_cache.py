@@ -49,17 +49,17 @@ import sys
 import saif_vllm
 from vllm import EngineArgs
 
-def key(folder, version=None, **changes):
+def key(folder, by_hand={}, **changes):
     options = saif_vllm.engine_args(folder, **{"layers": [1, 2], **changes})
-    if version is not None:
-        options["additional_config"]["saif"]["version"] = version
+    options["additional_config"]["saif"].update(by_hand)
     return EngineArgs(sys.argv[1], **options).create_engine_config().compute_hash()
 
 ours = key(sys.argv[2])
-assert key(sys.argv[3]) == ours
+assert key(sys.argv[3]) == ours  # each arrives: test_two_engines.py
 others = [key(sys.argv[2], layers=[2]), key(sys.argv[2], max_sets=4), key(sys.argv[2], max_dose=1),
-          key(sys.argv[2], version="0.0.0")]
-assert len({ours, *others}) == 5, (ours, others)
+          key(sys.argv[2], {"version": "0.0.0"}),
+          key(sys.argv[2], {"set_dir": sys.argv[2]})]  # as plain flags carry it
+assert len({ours, *others}) == 6, (ours, others)
 """
 
 

@@ -15,7 +15,7 @@ from offered import config
 
 import saif_vllm
 from saif_fast.embedded import model_path
-from saif_vllm.config import DISABLE_VARIABLE, EXTENSION, SET_DIR_VARIABLE, disabled
+from saif_vllm.config import DISABLE_VARIABLE, EXTENSION, disabled
 
 SENTENCE = "SAIF_DISABLE: expected unset or 0 in an engine that steers, got '1'"
 
@@ -30,10 +30,8 @@ def test_what_disables(value: str, means: bool, monkeypatch: pytest.MonkeyPatch)
 
 def test_engine_args_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DISABLE_VARIABLE, "1")
-    monkeypatch.delenv(SET_DIR_VARIABLE, raising=False)
     with pytest.raises(RuntimeError, match=f"^{SENTENCE}$"):
         saif_vllm.engine_args(tmp_path, layers=[1])
-    assert SET_DIR_VARIABLE not in os.environ
 
 
 PATCHED = """
@@ -58,11 +56,12 @@ def test_the_plugin_leaves_vllm_alone(value: str, found: str) -> None:
 @pytest.mark.engine
 def test_plain_flags_are_refused_by_the_worker(set_dir: Path) -> None:
     # Of ours only the extension runs: nothing else is left to say no.
+    asked = config(set_dir=str(set_dir), version=version("saif-fast"))
     flags = {
-        "additional_config": {"saif": asdict(config(version=version("saif-fast")))},
+        "additional_config": {"saif": asdict(asked)},
         "worker_extension_cls": EXTENSION,
     }
-    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif", DISABLE_VARIABLE: "1"}
+    env = {"VLLM_PLUGINS": "saif", DISABLE_VARIABLE: "1"}
     served = run(Job(model_path(), engine=flags, env=env))
     assert served.returncode != 0
     assert SENTENCE in served.log

@@ -15,6 +15,7 @@ import pytest
 import torch
 from churn import Churn, ask_streaming, put_strays
 from hf_reference import NEAR_TIE, Comparison
+from http_bodies import BAD, UNUSUAL
 from http_server import NOT_GENERATING, metric, server
 from transformers import AutoTokenizer
 from vllm.version import __version_tuple__
@@ -29,7 +30,6 @@ from saif_vllm.http import ROUTES
 pytestmark = pytest.mark.engine
 
 KEY = "a key"
-SETS = "available sets: ablate_last, "
 GREEDY: dict[str, Any] = {"model": "embedded", "temperature": 0}
 # Cases whose replies are text: many others are nothing but end-of-sequence tokens.
 TEXTS = ("unsteered", "scale_middle", "vector_last", "three_sets", "all", "window", "decay")
@@ -257,25 +257,6 @@ def test_prompt_logprobs_are_the_steered_models(
         assert logprobs(asked) != pytest.approx(logprobs(None), abs=0.1)
 
 
-# What a client sends beside a prompt, and what the answer names.
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "top_level": ({"saif": "add_last"}, SETS),
-    "top_level_misspelt": ({"SAIF": "add_last"}, "available: saif, saif_scope"),
-    "misspelt": ({"vllm_xargs": {"siaf": "add_last"}}, "available: saif, saif_scope"),
-    "unknown_key": ({"vllm_xargs": {"saif": "both", "saif_layer": 1}}, "available: saif, saif_s"),
-    "not_a_string": ({"vllm_xargs": {"saif": 3}}, SETS),
-    "an_object": ({"vllm_xargs": {"saif": {"sets": []}}}, SETS),
-    "unknown_set": ({"vllm_xargs": {"saif": "frensh*1.2"}}, SETS),
-    "syntax": ({"vllm_xargs": {"saif": "add_last**2"}}, SETS),
-    "absurd": ({"vllm_xargs": {"saif": "add_last*11"}}, "between -10 and 10"),
-    "option_alone": ({"vllm_xargs": {"saif_scope": "all"}}, SETS),
-    "scope": ({"vllm_xargs": {"saif": "both", "saif_scope": "x"}}, "generated, prompt, all"),
-    "nothing_shows": (
-        {"vllm_xargs": {"saif": "add_last", "saif_scope": "prompt"}},
-        "nothing but the first token",
-    ),
-    "beams": ({"vllm_xargs": {"saif": "add_last"}, "use_beam_search": True}, "use_beam_search"),
-}
 APIS: dict[str, Callable[..., Any]] = {
     "chat": lambda client, **options: client.chat.completions.create(
         **GREEDY, messages=[{"role": "user", "content": "hello"}], max_tokens=4, **options
@@ -317,6 +298,23 @@ def test_logprobs_of_a_prompt_that_is_not_steered_are_refused(
     options["extra_body"] |= {"vllm_xargs": {"saif": "add_last"}}
     with pytest.raises(openai.BadRequestError, match="they would be the unsteered model's"):
         APIS[api](client, **options)
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_an_unusual_request_is_a_short_400(name: str, address: str) -> None:
+    content, options, message = UNUSUAL[name]
+    own = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    answer = httpx.post(
+        f"{address}/v1/chat/completions",
+        content=content,
+        params=options.get("params"),
+        headers={**own, **options.get("headers", {})},
+        timeout=60,
+    )
+    assert answer.status_code == 400, answer.text[:1000]
+    if message is not None:
+        assert message in answer.json()["error"]["message"]
+        assert len(answer.text) < 1000
 
 
 @pytest.mark.parametrize("route", ["/generative_scoring", "/v1/systemone", "/v1/embeddings"])

@@ -7,76 +7,25 @@ import errno
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from guarded import STREAM, Client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from offered import catalog, vector
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from saif_fast.request import REQUEST_KEYS
 from saif_vllm import metrics
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.http import ROUTES, SteeringGuard
+from saif_vllm.http import ROUTES
 from saif_vllm.request import parse
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/inference/v1/generate"
-STREAM = [
-    {"type": "http.response.start", "status": 200, "headers": []},
-    *({"type": "http.response.body", "body": b"data: %d" % i, "more_body": True} for i in range(3)),
-    {"type": "http.response.body", "body": b""},
-]
-
-
-class Client:
-    """One request to a guarded application that reads all messages, and streams its answer."""
-
-    def __init__(self, offered: SetCatalog) -> None:
-        front_end = SimpleNamespace(saif=offered)
-        engine = SimpleNamespace(input_processor=front_end)
-        self.state = SimpleNamespace(engine_client=engine)
-        self.seen: list[Any] = []
-        self.sent: list[Any] = []
-
-    async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        self.seen = [await receive()]
-        while self.seen[-1].get("more_body"):
-            self.seen.append(await receive())
-        self.seen.append(await receive())
-        for message in STREAM:
-            await send(message)
-
-    def post(self, route: str, *messages: Any, **scope: Any) -> None:
-        """Messages are chunks of a body, or messages as a server hands them over."""
-        chunks = [
-            {"type": "http.request", "body": m, "more_body": True} if isinstance(m, bytes) else m
-            for m in messages
-        ]
-        if isinstance(messages[-1], bytes):
-            chunks[-1]["more_body"] = False
-        incoming = iter([*chunks, {"type": "http.disconnect"}])
-
-        async def receive() -> Any:
-            return next(incoming)
-
-        async def send(message: Any) -> None:
-            self.sent.append(message)
-
-        request = {"type": "http", "method": "POST", "path": route, "app": self, **scope}
-        asyncio.run(SteeringGuard(self.app)(request, receive, send))
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.seen)
-
-    @property
-    def error(self) -> str:
-        assert not self.passed
-        start, body = self.sent
-        assert start["status"] == 400
-        assert dict(start["headers"])[b"content-length"] == b"%d" % len(body["body"])
-        answer = json.loads(body["body"])["error"]
-        assert (answer["type"], answer["code"]) == ("BadRequestError", 400)
-        return str(answer["message"])
+# Of what a body may have, ours among them.
+PLACES = ("vllm_xargs", "sampling_params", "extra_args", "extra_body", "messages", "metadata")
+NAMES = st.sampled_from([*REQUEST_KEYS, *PLACES, "input", "Saif", "siaf", "max_tokens", "echo", ""])
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +58,31 @@ def test_a_client_that_leaves_while_it_sends_is_seen_to_leave(client: Client) ->
 
 @pytest.mark.parametrize(
     "scope",
-    [{"type": "websocket"}, {"method": "GET"}, {"path": "/v1/models"}, {"path": "/their/own"}],
+    [
+        {"type": "websocket"},
+        {"method": "GET"},
+        *({"path": path} for path in ("/v1/models", "/their/own", "/v1/audio/translations")),
+    ],
     ids=str,
 )
 def test_what_is_not_ours_is_not_even_read(scope: dict[str, str], client: Client) -> None:
     pieces = [b'{"saif":', b'"french"}']
     client.post(CHAT, *pieces, **scope)
     assert [message.get("body") for message in client.seen] == [*pieces, None]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"), [("POST", CHAT), ("POST", "/pooling"), ("GET", "/metrics")]
+)
+def test_a_server_whose_engine_does_not_steer_is_left_alone(
+    method: str, route: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It has a guard where another engine of its process steers.
+    client = Client(None)
+    pieces = [b'{"saif":', b'"french"}']
+    client.post(route, *pieces, method=method)
+    assert [message.get("body") for message in client.seen] == [*pieces, None]
+    assert not caplog.records
 
 
 def test_a_server_behind_a_prefix_is_guarded(client: Client) -> None:
@@ -149,20 +116,55 @@ def test_what_was_checked_is_what_is_served_however_late(change: str, tmp_path: 
     assert served[2:] == ([2, 2] if change == "replaced" else [])
 
 
-XARGS = {"vllm_xargs": {"saif": "add_last"}}
+ASKED = {"saif": "add_last"}
+XARGS = {"vllm_xargs": ASKED}
 SETS = "available sets: ablate_last, "
 BAD: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "top_level": (CHAT, {"saif": "add_last"}, ('{"vllm_xargs": {"saif": "NAME*1.2"}}', SETS)),
     "top_level_option": (CHAT, {**XARGS, "saif_scope": "all"}, ("saif_scope: expected in", SETS)),
     "top_level_case": (CHAT, {"SAIF": "add_last"}, ("'SAIF'", "saif_scope")),
     "top_level_misspelt": (CHAT, {"siaf": "add_last"}, ("'siaf'", "saif_scope")),
-    "extra_body": (CHAT, {"extra_body": XARGS}, ("got it in 'extra_body'", SETS)),
+    "extra_body": (CHAT, {"extra_body": XARGS}, ("got it in 'extra_body.vllm_xargs'", SETS)),
+    "extra_body_alone": (CHAT, {"extra_body": {"saif": "both"}}, ("in 'extra_body'", SETS)),
+    "extra_body_list": (CHAT, {"extra_body": [1, [XARGS]]}, ("'extra_body.vllm_xargs'", SETS)),
+    "extra_body_twice": (CHAT, {"extra_body": {"extra_body": XARGS}}, ("body.extra_body.v", SETS)),
+    "extra_body_text": (CHAT, {"extra_body": json.dumps(XARGS)}, ("text of 'extra_body'", SETS)),
+    "place_text": (CHAT, {"vllm_xargs": json.dumps(ASKED)}, ("text of 'vllm_xargs'", SETS)),
+    "place_list": (CHAT, {"vllm_xargs": [ASKED]}, ("got it in 'vllm_xargs'", SETS)),
+    "place_twice": (CHAT, {"vllm_xargs": XARGS}, ("in 'vllm_xargs.vllm_xargs'", SETS)),
+    "place_case": (CHAT, {"VLLM-Xargs": ASKED}, ("got it in 'VLLM-Xargs'", SETS)),
+    "place_dotted": (CHAT, {"vllm_xargs.saif": "both"}, ("'vllm_xargs.saif'", "saif_scope")),
+    "message": (CHAT, {"messages": [{"role": "user", "saif": 1}]}, ("in 'messages'", SETS)),
+    "message_xargs": (CHAT, {"messages": [XARGS]}, ("'messages.vllm_xargs'", SETS)),
+    "message_extra": (CHAT, {"messages": [{"extra_body": XARGS}]}, ("'messages.extra_body.", SETS)),
+    "message_upper": (CHAT, {"messages": [{"VLLM_XARGS": {"Saif": 1}}]}, ("'messages.V", SETS)),
+    "batch": ("/v1/chat/completions/batch", {"messages": [[XARGS]]}, ("'messages.vllm_x", SETS)),
+    "anthropic": ("/v1/messages", {"messages": [XARGS]}, ("'messages.vllm_xargs'", SETS)),
+    "input_item": ("/v1/responses", {"input": [XARGS]}, ("'input.vllm_xargs'", SETS)),
+    "sampling_params": (CHAT, {"sampling_params": {"extra_args": ASKED}}, ("s.extra_args'", SETS)),
+    "beside_the_place": (GENERATE, {"sampling_params": ASKED}, ("in 'sampling_params'", SETS)),
+    "below_the_place": (
+        GENERATE,
+        {"sampling_params": {"extra_args": {**ASKED, "extra_args": ASKED}}},
+        ("'sampling_params.extra_args.extra_args'", SETS),
+    ),
     "extra_args": (CHAT, {"extra_args": {"saif": "add_last"}}, ("'extra_args'", SETS)),
     "misspelt_place": (CHAT, {"vllm_xarg": {"saif": "add_last"}}, ("'vllm_xarg'", SETS)),
     "misspelt_key": (CHAT, {"vllm_xargs": {"siaf": "add_last"}}, ("'siaf'", "saif_scope")),
     "unknown_set": (CHAT, {"vllm_xargs": {"saif": "frensh"}}, ("'frensh'", SETS)),
     "not_a_string": (CHAT, {"vllm_xargs": {"saif": ["add_last"]}}, ("a string", SETS)),
     "nested": (CHAT, {"vllm_xargs": {"saif": {"sets": []}}}, ("a string", SETS)),
+    "no_strength": (CHAT, {"vllm_xargs": {"saif": "add_last*0"}}, ("other than 0",)),
+    "never_reached": (
+        CHAT,
+        {"vllm_xargs": {**ASKED, "saif_start": 8}, "max_tokens": 4, "max_completion_tokens": 8},
+        ("saif_start: ", "8, got 8"),
+    ),
+    "tokens_never_reached": (
+        GENERATE,
+        {"sampling_params": {"max_tokens": 1, "extra_args": {**ASKED, "saif_start": 1}}},
+        ("saif_start: ", "1, got 1"),
+    ),
     "beams": (CHAT, {**XARGS, "use_beam_search": True}, ("use_beam_search",)),
     "prompt_logprobs": (CHAT, {**XARGS, "prompt_logprobs": 0}, ("the unsteered model's",)),
     "echo_chat": (CHAT, {**XARGS, "echo": True, "messages": []}, ("the unsteered model's",)),
@@ -207,7 +209,15 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "own_field": (CHAT, {"metadata": {"saif": "a note", "vllm_xargs": {"saif": 1}}}),
     "schema": (CHAT, {"response_format": {"json_schema": {"schema": {"saif": {}}}}}),
-    "messages": (CHAT, {"messages": [{"role": "user", "content": '{"saif": 1}', "saif": 1}]}),
+    "messages": (CHAT, {"messages": [{"role": "user", "content": '{"saif": 1}', "name": "saif"}]}),
+    "parts": (CHAT, {"messages": [{"role": "user", "content": [{"type": "x", "saif": 1}]}]}),
+    "tools": (CHAT, {**XARGS, "tools": [{"function": {"parameters": {"saif": {}}, "saif": 1}}]}),
+    "tool_choice": (CHAT, {"tool_choice": {"type": "function", "function": {"name": "saif"}}}),
+    "documents": (CHAT, {"documents": [{"saif": "king"}]}),
+    "texts": (COMPLETIONS, {"prompt": ["saif", '{"vllm_xargs": {"saif": "both"}}']}),
+    "inputs": ("/v1/responses", {"input": ["saif", {"content": "saif"}]}),
+    "reached": (CHAT, {"vllm_xargs": {**ASKED, "saif_start": 3}, "max_tokens": 4}),
+    "max_tokens_0": (COMPLETIONS, {**XARGS, "max_tokens": 0}),  # is vLLM's to judge
     "others": (CHAT, {"vllm_xargs": {"other": 1}, "use_beam_search": True, "prompt_logprobs": 1}),
     "null": (CHAT, {"vllm_xargs": None}),
     "list": (CHAT, {"vllm_xargs": [1]}),  # vLLM says what is wrong with it
@@ -231,9 +241,8 @@ def test_all_else_passes(name: str, client: Client) -> None:
         '{"saif": "add_last"}'.encode("utf-16"),
         b'{"\\u0073aif": "add_last"}',
         b'{"seed": 123456789012345678901234567890, "saif": "add_last"}',
-        b'{"vllm_xargs": {"saif": "add_last"}, "vllm_xargs": {"saif": "nothing"}}',
     ],
-    ids=["nan", "utf-16", "escape", "long", "twice"],
+    ids=["nan", "utf-16", "escape", "long"],
 )
 def test_a_body_is_read_as_vllm_reads_it(body: bytes, client: Client) -> None:
     client.post(CHAT, body)
@@ -241,7 +250,96 @@ def test_a_body_is_read_as_vllm_reads_it(body: bytes, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"saif", b'["saif"]', b"\xff", b"[" * 100_000, b'{"a":' * 100_000], ids=len
+    ("body", "name"),
+    [
+        (b'{"vllm_xargs": {"saif": "add_last"}, "vllm_xargs": {"saif": "both"}}', "vllm_xargs"),
+        (b'{"vllm_xargs": {"saif": "add_last"}, "vllm_xargs": {}}', "vllm_xargs"),
+        (b'{"vllm_xargs": {"saif": "add_last", "saif": "both"}}', "saif"),
+        (b'{"vllm_xargs": {"saif": "both", "saif_stop": 1, "saif_stop": 9}}', "saif_stop"),
+        (b'{"vllm_xargs": {"saif": "both", "s\\u0061if": "add_last"}}', "saif"),
+    ],
+)
+def test_what_matters_is_given_once(body: bytes, name: str, client: Client) -> None:
+    # vLLM takes the last.
+    assert f"'{name}': expected once in an object, got it twice" in client.post(CHAT, body).error
+
+
+@pytest.mark.parametrize(
+    ("scope", "where"),
+    [
+        ({"headers": [(b"accept", b"*/*"), (b"saif", b"both")]}, "the header 'saif'"),
+        ({"headers": [(b"X-Saif-Scope", b"all")]}, "the header 'x-saif-scope'"),
+        ({"query_string": b"x=1&saif=both"}, "the query's 'saif'"),
+        ({"query_string": b"saif_scope"}, "the query's 'saif_scope'"),
+        ({"query_string": b"%73aif="}, "the query's 'saif'"),
+        ({"query_string": b'vllm_xargs={"saif":"both"}'}, "the query's 'vllm_xargs'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("route", [CHAT, GENERATE, "/v1/score", "/v1/audio/transcriptions"])
+def test_nothing_is_asked_for_outside_of_the_body(
+    route: str, scope: dict[str, Any], where: str, client: Client
+) -> None:
+    error = client.post(route, b"{}", **scope).error
+    assert (
+        "cannot be steered" in error if route == "/v1/score" else where in error and SETS in error
+    )
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"saif":' * 100_000], ids=len)
+def test_what_is_too_deep_to_be_read_is_refused(body: bytes, client: Client) -> None:
+    assert "levels of nesting" in client.post(CHAT, body).error
+
+
+def test_headers_and_parameters_of_others_pass(client: Client) -> None:
+    headers = [(b"host", b"saif.example"), (b"x-model", b"saif")]
+    assert client.post(CHAT, b"{}", headers=headers, query_string=b"v=saif&vllm_xargs=1").passed
+
+
+def nested(name: str | None, depth: int, last: Any) -> bytes:
+    """JSON, which Python's encoder would not write so deep."""
+    before, behind = (b"[", b"]") if name is None else (b'{"%s":' % name.encode(), b"}")
+    return before * depth + json.dumps(last).encode() + behind * depth
+
+
+@pytest.mark.parametrize("depth", [10, 400, 900, 100_000])
+@pytest.mark.parametrize("name", [None, "other", "vllm_xargs", "extra_body", "saif"])
+@pytest.mark.parametrize("place", ["messages", "vllm_xargs", "extra_body", "input"])
+def test_a_body_may_be_deep(place: str, name: str | None, depth: int, client: Client) -> None:
+    client.post(CHAT, b'{"%s": %s}' % (place.encode(), nested(name, depth, ASKED)))
+    assert client.passed or len(client.error) < 1000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(route=st.sampled_from(sorted(ROUTES)), body=st.dictionaries(NAMES, JSON))
+def test_any_body_passes_or_is_refused(
+    route: str, body: dict[str, Any], offered: SetCatalog
+) -> None:
+    client = Client(offered).post(route, json.dumps(body).encode())
+    if not client.passed:
+        assert len(client.error) < 1500
+        return
+    # Then it is steered as it was read, or names none of our keys where we say that we look.
+    keys = body.keys() - {"metadata"}
+    assert keys.isdisjoint(REQUEST_KEYS)
+    place: Any = body
+    for name in ROUTES[route]:
+        place = place.get(name) if isinstance(place, dict) else None
+    for value in (body[key] for key in keys if isinstance(body[key], dict)):
+        assert value is place or value.keys().isdisjoint(REQUEST_KEYS)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"saif", b'["saif"]', b"\xff", b"[" * 900, b'{"saif":' * 900, b'{"n": 1, "n": 2}'],
+    ids=len,
 )
 def test_what_is_no_json_object_is_left_to_vllm(body: bytes, client: Client) -> None:
     client.post(CHAT, body)

@@ -17,14 +17,14 @@ from http_server import VLLMS_OWN, refused, server
 from offered import config
 
 from saif_fast.embedded import model_path
-from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE
+from saif_vllm.config import EXTENSION
 
 pytestmark = pytest.mark.engine
 
 
 def plain_flags(set_dir: Path) -> dict[str, Any]:
     """A server that nothing of ours starts."""
-    options = config(max_sets_per_request=8, version=version("saif-fast"))
+    options = config(set_dir=str(set_dir), max_sets_per_request=8, version=version("saif-fast"))
     return {
         "arguments": (
             *("--model", model_path(), "--served-model-name", "embedded"),
@@ -32,7 +32,6 @@ def plain_flags(set_dir: Path) -> dict[str, Any]:
             *("--worker-extension-cls", EXTENSION),
         ),
         "command": VLLMS_OWN,
-        "env": {SET_DIR_VARIABLE: str(set_dir)},
     }
 
 

@@ -15,6 +15,7 @@ from offered import catalog
 
 from saif_fast.embedded import model_path
 from saif_vllm.capture import LastTokenCapture, Wanted
+from saif_vllm.identification import residuals
 from saif_vllm.request import parse
 
 D_MODEL = 4
@@ -60,14 +61,21 @@ def test_a_row_that_is_not_there_is_refused(value: object, tmp_path: Path) -> No
         parse({"saif_capture": value}, offered)
 
 
+def test_what_is_no_engine_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"llm: expected a vllm\.LLM, got a dict"):
+        residuals({})
+
+
 COMPARE = """
+import dataclasses
 import json
 import sys
 import torch
 from vllm import LLM
 import saif_vllm
-from saif_fast.hf import encode_texts
-from saif_fast.identify import build_pairs, collect
+from saif_fast.embedded import sae_path
+from saif_fast.identify import ContrastPair, ContrastPairs, build_pairs, collect, identify
+from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import get_task
 from transformers import AutoModelForCausalLM
 
@@ -84,13 +92,27 @@ expected = collect(model, tokenizer, pairs, LAYERS, plain=plain)
 for layer in LAYERS:
     for got, want in zip(engine.at(layer), expected.at(layer), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+assert engine.model.d_model == expected.model.d_model
 assert (engine.model_name, engine.num_layers) == (expected.model_name, expected.num_layers)
-try:
-    saif_vllm.residuals(llm).last([[1, 2]], [0])
-except ValueError as error:
-    assert "layer: expected a hooked one (1, 2), got 0" in str(error), error
-else:
-    raise SystemExit("a layer that is not hooked was read")
+
+def refused(says, act):
+    try:
+        act()
+    except ValueError as error:
+        assert says in str(error), error
+    else:
+        raise SystemExit(f"not refused: {says}")
+
+source = saif_vllm.residuals(llm)
+refused("layer: expected a hooked one (1, 2), got 0", lambda: source.last([[1, 2]], [0]))
+refused("text 1: expected 1 to 255 tokens, got 0", lambda: source.last([[1, 2], []], LAYERS))
+for side, says in (("", "negative '': expected 1 to 255 tokens, got 0"),
+                   ("cat " * 300, "negative 'cat cat cat")):
+    bad = ContrastPairs((*pairs.pairs[:1], ContrastPair("a cat", side)))
+    refused(f"pair 1: {says}", lambda: collect(source, tokenizer, bad, LAYERS, chat=False))
+sae = dataclasses.replace(SparseAutoencoder.from_saelens(sae_path()), model_name="org/other")
+refused("got one of 'org/other'", lambda: identify(source, tokenizer, sae, pairs))
+assert source.every([], LAYERS, None)[1].shape == (0, source.model.d_model)
 print("EQUAL", "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1")
 """
 

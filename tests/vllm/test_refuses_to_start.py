@@ -16,23 +16,27 @@ from hf_reference import Comparison
 from offered import config
 
 from saif_fast.embedded import model_path
-from saif_vllm.config import EXTENSION, SET_DIR_VARIABLE
+from saif_vllm.config import EXTENSION
 
 pytestmark = pytest.mark.engine
 
-# What `vllm serve` gets on its command line: nothing of ours runs before vLLM does.
-FLAGS = {
-    "additional_config": {"saif": asdict(config(version=version("saif-fast")))},
-    "worker_extension_cls": EXTENSION,
-}
+
+def flags(set_dir: Path | str) -> dict[str, Any]:
+    """What `vllm serve` gets on its command line: nothing of ours runs before vLLM does."""
+    asked = config(set_dir=str(set_dir), version=version("saif-fast"))
+    return {
+        "additional_config": {"saif": asdict(asked)},
+        "worker_extension_cls": EXTENSION,
+    }
 
 
 def test_plain_flags_steer(
     set_dir: Path, requests: Mapping[str, dict[str, Any]], reference: Mapping[str, Any]
 ) -> None:
     # The refusals below are refusals of this.
-    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif"}
-    served = run(Job(model_path(), [[requests["add_last"]]], engine=FLAGS, env=env)).check()
+    env = {"VLLM_PLUGINS": "saif"}
+    job = Job(model_path(), [[requests["add_last"]]], engine=flags(set_dir), env=env)
+    served = run(job).check()
     comparison = Comparison()
     comparison.add("add_last", reference["add_last"], served.batches[0][0])
     comparison.check(most_excused=0)
@@ -73,9 +77,8 @@ def test_a_plugin_that_does_not_reach_the_model(
 
 def test_a_vllm_that_the_plugin_does_not_know(set_dir: Path) -> None:
     # A plain engine starts, as test_config.py has it.
-    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "saif"}
-    env |= {"SAIF_TEST_SABOTAGE": "vllm_is_of_another_version"}
-    served = run(Job(model_path(), engine=FLAGS, site=["sabotage"], env=env))
+    env = {"VLLM_PLUGINS": "saif", "SAIF_TEST_SABOTAGE": "vllm_is_of_another_version"}
+    served = run(Job(model_path(), engine=flags(set_dir), site=["sabotage"], env=env))
     assert served.returncode != 0
     assert "steering supports vLLM >= 0.24, < 0.34, got 0.99.0" in served.log
 
@@ -116,8 +119,8 @@ def test_a_plugin_that_vllm_was_told_to_skip(set_dir: Path) -> None:
 
 
 def test_the_same_where_nothing_of_ours_runs_in_the_front_end(set_dir: Path) -> None:
-    env = {SET_DIR_VARIABLE: str(set_dir), "VLLM_PLUGINS": "other"}
-    served = run(Job(model_path(), engine=FLAGS, env=env, one_process=False))
+    env = {"VLLM_PLUGINS": "other"}
+    served = run(Job(model_path(), engine=flags(set_dir), env=env, one_process=False))
     assert served.returncode != 0
     assert "VLLM_PLUGINS: expected it to name 'saif'" in served.log
 
@@ -127,13 +130,13 @@ def test_the_same_where_nothing_of_ours_runs_in_the_front_end(set_dir: Path) -> 
     [
         ({"worker_extension_cls": ""}, "worker_extension_cls: expected saif_vllm"),
         ({"additional_config": {"saif": {"layers": [1]}}}, "as made by saif_vllm.engine_args"),
-        ({"env": {}}, "SAIF_SET_DIR: expected the set directory"),
+        (flags("/nowhere"), "set directory: expected a directory, got /nowhere"),
     ],
     ids=["no_extension", "config_by_hand", "no_set_directory"],
 )
 def test_flags_that_lack_something(change: dict[str, Any], sentence: str, set_dir: Path) -> None:
-    env = {"VLLM_PLUGINS": "saif", **change.pop("env", {SET_DIR_VARIABLE: str(set_dir)})}
-    served = run(Job(model_path(), engine={**FLAGS, **change}, env=env))
+    env = {"VLLM_PLUGINS": "saif"}
+    served = run(Job(model_path(), engine={**flags(set_dir), **change}, env=env))
     assert served.returncode != 0
     assert sentence in served.log
 
@@ -163,6 +166,14 @@ def refused(owner, name, value):
 # The model runners' are checked on the runner: test_runners.py.
 checked = [seam for seam in seams.SEAMS if "worker.gpu_model_runner" not in seam.module
            and "worker.gpu." not in seam.module]
+
+def armed():
+    found = [getattr(seams._owner(seam), seam.name) for seam in checked]
+    return any(hasattr(function, "__saif__") for function in found)
+
+for seam in (seams.FREE_REQUEST, seams.SEND_ERROR):  # of those that arm() needs, the last
+    refused(seams._owner(seam), seam.name, lambda something_else: None)
+    assert not armed(), "half of the seams"
 for seam in checked:
     module = importlib.import_module(seam.module)
     owner = getattr(module, seam.owner) if seam.owner else module

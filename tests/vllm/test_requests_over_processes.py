@@ -36,10 +36,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "same_latent": ({"saif": "clamp_last + ablate_last"}, "both set latent"),
     "scope": ({"saif": "add_last", "saif_scope": "everything"}, "generated, prompt, all"),
     "nothing_shows": ({"saif": "add_last", "saif_scope": "prompt"}, "but the first token"),
+    "nothing_shows_of_all": (
+        {"saif": "add_last", "saif_scope": "all", "saif_stop": 1},
+        "got 'all' up to saif_stop 1",
+    ),
+    "no_strength": ({"saif": "both + add_last*0"}, "other than 0 for set 'add_last'"),
+    "never_reached": ({"saif": "add_last", "saif_start": 24}, "saif_start: expected less than"),
     "start": ({"saif": "add_last", "saif_start": -1}, "saif_start"),
     "decay": ({"saif": "add_last", "saif_decay": "nan"}, "saif_decay"),
 }
 GOOD = ("add_last", "clamp_middle", "unsteered", "both")
+NUMPY = ("add_last", "decay", "all")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +56,13 @@ def served(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> dict[str, A
     bad = [[good[0], {**good[0], "extra_args": extra_args}] for extra_args, _ in BAD.values()]
     # A user may have an extension, and limits, of his own.
     own = {"worker_extension_cls": "own_extension.OwnExtension", "max_sets_per_request": 4}
-    batches = [good, *bad, ("own_method", {}), good]
+    of_numpy = [{**requests[name], "numpy": True} for name in NUMPY]
+    batches = [good, *bad, ("own_method", {}), of_numpy, good]
     job = Job(model_path(), batches, set_dir=set_dir, engine_args=own, one_process=False)
     done = run(job).check()
-    first, *refused, last = done.batches
-    return {"first": first, "last": last, **dict(zip(BAD, refused, strict=True))}
+    first, *refused, of_numpy, last = done.batches
+    ends = {"first": first, "numpy": of_numpy, "last": last}
+    return {**ends, **dict(zip(BAD, refused, strict=True))}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -68,6 +77,14 @@ def test_the_engine_steers_before_and_after(
 ) -> None:
     comparison = Comparison()
     for name, got in zip(GOOD, served[when], strict=True):
+        comparison.add(name, reference[name], got)
+    comparison.check()
+
+
+def test_values_of_numpy_reach_the_engine(served: Any, reference: Mapping[str, Any]) -> None:
+    # What could not be sent used to leave a request that the next generate waited for.
+    comparison = Comparison()
+    for name, got in zip(NUMPY, served["numpy"], strict=True):
         comparison.add(name, reference[name], got)
     comparison.check()
 

@@ -16,10 +16,12 @@ def offered(set_dir: Path) -> SetCatalog:
     return catalog(set_dir)
 
 
-def check(offered: SetCatalog, prompt_logprobs: bool, **asked: Any) -> None:
+def check(
+    offered: SetCatalog, prompt_logprobs: bool, max_tokens: int | None = None, **asked: Any
+) -> None:
     parsed = parse(asked, offered)
     assert parsed is not None
-    check_scope(parsed, prompt_logprobs)
+    check_scope(parsed, prompt_logprobs, max_tokens)
 
 
 @pytest.mark.parametrize("saif", ["add_last", "add_middle"])
@@ -51,3 +53,37 @@ def test_a_prompt_steered_at_the_last_layer_only_must_show(
             check(offered, False, saif=saif, saif_scope="prompt")
     check(offered, True, saif=saif, saif_scope="prompt")
     check(offered, False, saif=saif, saif_scope="all")
+
+
+@pytest.mark.parametrize("options", [{}, {"saif_decay": 0.5}, {"saif_start": 0}], ids=str)
+def test_all_up_to_the_last_prompt_token_is_what_prompt_is(
+    options: dict[str, Any], offered: SetCatalog
+) -> None:
+    asked = {"saif_scope": "all", "saif_stop": 1, **options}
+    check(offered, False, saif="add_middle", **asked)
+    check(offered, True, saif="add_last", **asked)
+    with pytest.raises(ValueError, match=r"saif_scope: .* got 'all' up to saif_stop 1, which"):
+        check(offered, False, saif="add_last", **asked)
+
+
+def test_a_message_says_which_scope_was_given(offered: SetCatalog) -> None:
+    with pytest.raises(ValueError, match=r"saif_scope: .* got 'prompt', which"):
+        check(offered, False, saif="add_last", saif_scope="prompt")
+
+
+@pytest.mark.parametrize("saif", ["add_last", "add_middle"])
+def test_a_generation_that_ends_before_its_window_is_refused(
+    saif: str, offered: SetCatalog
+) -> None:
+    check(offered, False, 5, saif=saif, saif_start=4)
+    check(offered, False, None, saif=saif, saif_start=5)
+    with pytest.raises(ValueError, match=r"saif_start: .* \(max_tokens\), 5, got 5"):
+        check(offered, False, 5, saif=saif, saif_start=5)
+
+
+def test_a_prompt_that_is_steered_may_be_all_that_is(offered: SetCatalog) -> None:
+    asked = {"saif_scope": "all", "saif_start": 5}
+    check(offered, False, 5, saif="add_middle", **asked)
+    check(offered, True, 5, saif="add_last", **asked)
+    with pytest.raises(ValueError, match="saif_start"):
+        check(offered, False, 5, saif="add_last", **asked)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -283,7 +284,7 @@ def record_of_a_step(
         positions = range(position, position + 1)
         batch = [(str(i), x, 1, positions) for i, x in enumerate(asked[:n_requests])]
         ops: list[object] = []
-        with Methods([step.proof._flags._host]), Ops(ops):
+        with Methods(list(step.proof.signals._hosts)), Ops(ops):
             run(step, *batch, forward=False)
             layer.steer(hidden, hidden)
             step.finish()
@@ -307,6 +308,52 @@ def test_a_step_waits_for_nothing_and_no_shape_depends_on_who_is_steered(
     assert all(record == first for record in others)
     ops = [str(op) for op, *_ in first]
     assert sum("saif" in op for op in ops) == 3  # prepare, steer, tally
+
+
+def test_a_shortened_change_is_reported_and_warned_of_once(
+    step: StepTables, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, cut, whole = layer_steering(step, 3.0, max_dose=1.0), asking("a"), asking("b")
+    layer.bank.vector[SLOTS["b"]] /= 10
+    with caplog.at_level("WARNING", logger="vllm.saif"):
+        for position in range(3):
+            positions = range(position, position + 1)
+            run(step, ("c", cut, 1, positions), ("w", whole, 1, positions), forward=False)
+            layer.steer(torch.zeros(2, 4), torch.full((2, 4), 2.0))
+            step.finish()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("request a (a*1): steering is weaker than asked for at some tokens")
+    reports = [(report.steered, report.shortened) for report in step.proof.report()]
+    assert reports == [(3, 3), (3, 0)]
+    assert step.proof.report()[0].dose[LAYER].max == pytest.approx(1.0)
+    assert step.proof.totals().shortened == 3
+
+
+def test_a_request_that_is_not_finite_is_named_until_it_leaves_and_counted_apart(
+    step: StepTables,
+) -> None:
+    layer, broken, sound = layer_steering(step, 3.0), asking("a"), asking("b")
+
+    def forward(position: int, *asked: Steered, stream: float = 2.0) -> tuple[int, ...]:
+        positions = range(position, position + 1)
+        run(step, *((x.request_id, x, 1, positions) for x in asked), forward=False)
+        hidden = torch.full((2, 4), 2.0)
+        hidden[0] = stream
+        layer.steer(hidden, None)
+        step.finish()
+        return step.proof.nonfinite()()
+
+    assert forward(0, broken, sound) == ()
+    assert forward(1, broken, sound, stream=torch.inf) == (broken.admission,)
+    assert forward(2, broken, sound) == (broken.admission,)
+    assert forward(2, sound) == ()
+    assert forward(3, asking("a"), sound) == ()  # in the row that it had
+    first, second, _ = step.proof.report()
+    assert (first.planned, first.steered, first.nonfinite) == (3, 2, 1)
+    assert (second.planned, second.steered, second.nonfinite) == (4, 4, 0)
+    assert math.isfinite(first.dose[LAYER].max)
+    totals = step.proof.totals()
+    assert totals.nonfinite == 1 and math.isfinite(totals.dose[LAYER])
 
 
 def test_a_high_dose_is_warned_of_once_a_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import scenario
 
 
@@ -85,6 +86,8 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    import saif_vllm
+
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**scenario.engine_options(job)))
     try:
         batches: list[Any] = []
@@ -93,10 +96,10 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
                 batches.append(await engine.engine_core.call_utility_async(batch))
             else:
                 batches.append(await serve_batch(engine, job["set_dir"], batch, i))
-        [reports] = await engine.collective_rpc("saif_report")
+        reports = await saif_vllm.report_async(engine)
     finally:
         engine.shutdown()
-    return {"batches": batches, "reports": reports}
+    return {"batches": batches, "reports": [msgspec.to_builtins(report) for report in reports]}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from saif_vllm.config import SteeringConfig
 
 def config(**changes: Any) -> SteeringConfig:
     values: dict[str, Any] = {
+        "set_dir": "/sets",
         "layers": (1, 2),
         "max_sets": 32,
         "max_latents": 1024,

@@ -74,17 +74,24 @@ def serve(llm: Any, batch: list[dict[str, Any]]) -> Any:
 
 
 def sampling_params(request: dict[str, Any]) -> Any:
-    """A request's ``max_tokens``, ``extra_args``, and whatever else of vLLM's in ``params``."""
+    """A request's ``max_tokens``, ``extra_args``, and whatever else of vLLM's in ``params``.
+
+    With ``numpy``, the values of ``extra_args`` are numpy's.
+    """
+    import numpy as np
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
     others = dict(request.get("params", {}))
     if "structured_outputs" in others:
         others["structured_outputs"] = StructuredOutputsParams(**others["structured_outputs"])
+    extra_args = request.get("extra_args")
+    if request.get("numpy"):
+        extra_args = {key: np.array(value)[()] for key, value in extra_args.items()}
     return SamplingParams(
         **{"temperature": 0, "logprobs": 2, "ignore_eos": True, **others},
         max_tokens=request["max_tokens"],
-        extra_args=request.get("extra_args"),
+        extra_args=extra_args,
     )
 
 
@@ -99,6 +106,7 @@ def completion(output: Any) -> dict[str, Any]:
     steps = zip(output.token_ids, output.logprobs, strict=True)
     return {
         "tokens": list(output.token_ids),
+        "finish": output.finish_reason,
         "gaps": [top_two_gap(step) for step in output.logprobs],
         "logprobs": [step[token].logprob for token, step in steps],
     }

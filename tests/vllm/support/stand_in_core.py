@@ -28,7 +28,7 @@ class Core:
         self.folder = folder
         self.slots: dict[int, float] = {}  # what the workers hold: the vector's value, by slot
         self.rows: dict[int, set[int]] = {}  # and its place in the pool of live latents
-        self.admission = Admission(catalog(folder, **capacity), self._write)
+        self.admission = Admission(catalog(folder, **capacity), self._write, lambda: None)
         self.running: list[Admitted] = []
         self.resubmitted: list[Admitted] = []
         self._ids = 0

@@ -41,10 +41,11 @@ class RandomRequests:
     def draw(self, sets: Mapping[str, LatentSet]) -> dict[str, Any]:
         """A request for some of ``sets``, which there are now."""
         rng = self.rng
+        prompt, max_tokens = self._prompt(), rng.randint(1, self.max_tokens)
         return {
-            "prompt": self._prompt(),
-            "max_tokens": rng.randint(1, self.max_tokens),
-            "extra_args": None if rng.random() < 0.15 else self._steering(sets),
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "extra_args": None if rng.random() < 0.15 else self._steering(sets, max_tokens),
             "n": rng.choice((1, 1, 1, 1, 2, 3)),
             "priority": rng.randrange(3),
         }
@@ -56,7 +57,7 @@ class RandomRequests:
         begin = rng.randrange(len(text) - self.tail)
         return [*head, *text[begin : begin + rng.randint(2, self.tail)]]
 
-    def _steering(self, sets: Mapping[str, LatentSet]) -> dict[str, Any]:
+    def _steering(self, sets: Mapping[str, LatentSet], max_tokens: int) -> dict[str, Any]:
         rng = self.rng
         chosen = self._combination(sets)
         asked: dict[str, Any] = {
@@ -69,7 +70,7 @@ class RandomRequests:
             asked["saif_scope"] = scope
         if scope != "prompt":
             if rng.random() < 0.3:
-                asked["saif_start"] = rng.randrange(8)
+                asked["saif_start"] = rng.randrange(8) % max_tokens  # or it would be refused
             if rng.random() < 0.3:
                 # "all" up to 1 is "prompt".
                 asked["saif_stop"] = asked.get("saif_start", 0) + rng.randint(2, 12)

@@ -1,0 +1,123 @@
+"""A request of which a token is not finite ends with an error, alone, and leaves nothing behind.
+
+Its KV may hold inf and NaN. Attention multiplies what lies behind a request's end by 0, which NaN
+outlives: so a block that is used again must hold finite numbers. And no other request may find its
+blocks in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saif_vllm.request import spelled
+
+logger = logging.getLogger("vllm.saif")
+# The bits of 8-bit floats, for which torch has no arithmetic, but their sign.
+_LARGEST_FINITE = {"fp8": 0x7E, "fp8_e4m3": 0x7E, "fp8_inc": 0x7E, "fp8_e5m2": 0x7B}
+
+
+def end_requests(scheduler: Any, scheduler_output: Any, admissions: Collection[int]) -> list[Any]:
+    """End requests (vLLM's ``Request``) with an error, before the output of a step is taken in.
+
+    Args:
+        scheduler: vLLM's; its ``saif`` is the core's ``Admission``.
+        scheduler_output: of the step in which their tokens were found.
+        admissions: numbers of the requests; some may have ended already.
+
+    Returns:
+        Those that have ended now.
+    """
+    from vllm.v1.request import RequestStatus
+
+    steered = [
+        request
+        for request in scheduler.requests.values()
+        if getattr(request, "saif", None) is not None
+    ]
+    found = [request for request in steered if request.saif.steered.admission in admissions]
+    begins = dict(_computed_before(scheduler_output))
+    manager = scheduler.kv_cache_manager
+    spoiled: set[int] = set()
+    for request in found:
+        # In blocks of the scheduler's size: those of a group may be smaller, and so more.
+        first = begins.get(request.request_id, 0) // scheduler.block_size
+        for group in manager.get_block_ids(request.request_id):
+            spoiled.update(group[first:])
+    spoiled.discard(manager.block_pool.null_block.block_id)
+    # Who found them in the prefix cache goes on from what is not finite.
+    found += [
+        request
+        for request in steered
+        if request not in found
+        and any(not spoiled.isdisjoint(ids) for ids in manager.get_block_ids(request.request_id))
+    ]
+    manager.evict_blocks(spoiled)
+    ended: list[Any] = scheduler.finish_requests(
+        [request.request_id for request in found], RequestStatus.FINISHED_ERROR
+    )
+    for request in ended:
+        logger.error(
+            "request %s (%s): a token's residual stream or its change is not finite; the request "
+            "ends with an error",
+            request.saif.steered.request_id,
+            spelled(request.saif.steered),
+        )
+    # Also where all had ended: the step went on writing to their blocks.
+    scheduler.saif.scrub()
+    return ended
+
+
+def _computed_before(scheduler_output: Any) -> Iterator[tuple[str, int]]:
+    """Requests of a step, by id, with the number of tokens that were computed before it."""
+    for new in scheduler_output.scheduled_new_reqs:
+        yield new.req_id, new.num_computed_tokens
+    cached = scheduler_output.scheduled_cached_reqs
+    yield from zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+
+
+def error_outputs(outputs: dict[int, Any], ended: Iterable[Any]) -> dict[int, Any]:
+    """Add to a step's outputs (vLLM's ``EngineCoreOutputs`` by client) the end of requests."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+    for request in ended:
+        of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
+        of_client.outputs.append(
+            EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                finish_reason=request.get_finished_reason(),
+                events=request.take_events(),
+                trace_headers=request.trace_headers,
+            )
+        )
+    return outputs
+
+
+def scrub(kv_caches: object, cache_dtype: str) -> None:
+    """Put 0 where a worker's KV cache holds what is not finite, whatever the layout of its blocks.
+
+    Args:
+        kv_caches: tensors, in lists or alone.
+        cache_dtype: vLLM's name of how they hold numbers.
+
+    Raises:
+        RuntimeError: they hold numbers in a way that is not known here; the engine stops.
+    """
+    if isinstance(kv_caches, list | tuple):
+        for cache in kv_caches:
+            scrub(cache, cache_dtype)
+    elif isinstance(kv_caches, Tensor):
+        if kv_caches.is_floating_point() and kv_caches.element_size() > 1:
+            torch.nan_to_num_(kv_caches, nan=0.0, posinf=0.0, neginf=0.0)
+        elif cache_dtype in _LARGEST_FINITE:
+            bits = kv_caches.view(torch.uint8)
+            bits.masked_fill_((bits & 0x7F) > _LARGEST_FINITE[cache_dtype], 0)
+        else:
+            raise RuntimeError(
+                f"a KV cache of {cache_dtype} cannot be cleared of what is not finite"
+            )
