@@ -46,7 +46,8 @@ class HookedModel:
         """What the tables take of a set, by layer that it edits.
 
         Raises:
-            ValueError: as :meth:`check`, or the set has values beyond the model's dtype.
+            ValueError: as :meth:`check`; or the set has values beyond the model's dtype, or changes
+                nothing, as one of ``scale:1`` alone.
         """
         self.check(latent_set.header, max_latents)
         compiled = {layer: latent_set.compile(layer) for layer in latent_set.layers}

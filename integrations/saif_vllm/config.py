@@ -36,6 +36,20 @@ def refuse_disabled() -> None:
         )
 
 
+def check_extension(name: str) -> None:
+    """Raise ValueError unless the worker extension of this name is ours, or a subclass of it."""
+    if name == EXTENSION:
+        return
+    if name:
+        from vllm.utils.import_utils import resolve_obj_by_qualname
+
+        from saif_vllm.worker import SaifWorkerExtension
+
+        if issubclass(resolve_obj_by_qualname(name), SaifWorkerExtension):
+            return
+    raise ValueError(f"worker_extension_cls: expected {EXTENSION} or a subclass, got {name!r}")
+
+
 @dataclass(frozen=True)
 class SteeringConfig:
     """What is frozen when the engine starts.

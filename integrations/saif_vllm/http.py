@@ -88,11 +88,9 @@ class SteeringGuard:
         guarded = method == "POST" and (route in ROUTES or route in _FORMS)
         engine = scope["app"].state.engine_client if scraped or guarded else None
         catalog = None if engine is None else engine.input_processor.saif
-        if catalog is None:
-            await self.app(scope, receive, send)
-            return
-        if scraped:
+        if scraped and catalog is not None:
             await read_devices(engine)
+        if not guarded or catalog is None:
             await self.app(scope, receive, send)
             return
         # What is found here is what vLLM will be served with, which begins its answer first.

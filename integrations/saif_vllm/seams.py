@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from saif_vllm.config import EXTENSION, PLUGIN_NAME, SteeringConfig, refuse_disabled
+from saif_vllm.config import PLUGIN_NAME, SteeringConfig, refuse_disabled
 from saif_vllm.seam import Seam
 
 VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
@@ -219,7 +219,7 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
     self.saif = None
     if config is not None:
         require_armed()
-        _check_extension(vllm_config.parallel_config.worker_extension_cls)
+        check_extension(vllm_config.parallel_config.worker_extension_cls)
         self.saif = SetCatalog.of(vllm_config, config)
         # Not before: only a server has the modules that this imports, and its front end is made
         # before its application.
@@ -235,19 +235,6 @@ def _register_routers(original: Any, app: Any) -> Any:
     return original(app)
 
 
-def _check_extension(name: str) -> None:
-    if name == EXTENSION:
-        return
-    if name:
-        from vllm.utils.import_utils import resolve_obj_by_qualname
-
-        from saif_vllm.worker import SaifWorkerExtension
-
-        if issubclass(resolve_obj_by_qualname(name), SaifWorkerExtension):
-            return
-    raise ValueError(f"worker_extension_cls: expected {EXTENSION} or a subclass, got {name!r}")
-
-
 def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -255,10 +242,9 @@ def _process_inputs(
     from saif_vllm.request import parse, pin
     from saif_vllm.validation import check_parameters, refused, with_plain_values
 
+    params = with_plain_values(params)
     # A piece of streaming input has been checked as such.
     piece = kwargs.get("resumable", False)
-    if not piece:
-        params = with_plain_values(params)
     with refused():
         asked = (
             parse(params.extra_args, self.saif) if piece else check_parameters(params, self.saif)

@@ -40,21 +40,11 @@ def dose_at(
 
 
 @jit
-def store_dose(
-    p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
-    i_t,  # int64: a token, or [BLOCK_T] of them
-    i_part,
-    b_change2,  # sum of change**2, as it is added
-    b_x2,  # sum of x**2
-    b_factor,  # as ``shortened`` gave it
-    m_t,  # tokens to write
-):
-    """Store a part's sums with their marks."""
-    if p_dose is not None:
-        p_part = dose_at(p_dose, i_t, i_part)
-        b_x2 = tl.where(b_factor < 1, -b_x2, b_x2)
-        tl.store(p_part, tl.where(b_factor < 0, float("inf"), b_change2), mask=m_t)
-        tl.store(p_part + 1, tl.where(b_factor < 0, float("inf"), b_x2), mask=m_t)
+def marked(b_change2, b_x2, b_factor):
+    """A part's sums with their marks, of a change multiplied by what ``shortened`` gave."""
+    b_change2 = tl.where(b_factor < 0, float("inf"), b_change2 * b_factor * b_factor)
+    b_x2 = tl.where(b_factor < 0, float("inf"), tl.where(b_factor < 1, -b_x2, b_x2))
+    return b_change2, b_x2
 
 
 @jit

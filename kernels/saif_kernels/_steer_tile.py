@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saif_kernels._steer_dose import longest, rounded, shortened, store_dose, times
+from saif_kernels._steer_dose import dose_at, longest, rounded
 from saif_kernels._steer_token import edited, stream_at
 from saif_kernels._triton import jit, tl
 
@@ -56,27 +56,6 @@ def weighted_sum(operands, b_row):
 
 
 @jit
-def tile_change(
-    bank,
-    latents,  # as_operands of [BLOCK_T, BLOCK_K]
-    vectors,  # as_operands of [BLOCK_T, BLOCK_M]
-    o_pool,  # [BLOCK_K] int64, rows of the pool
-    m_k,  # [BLOCK_K]
-    o_slot,  # [BLOCK_M] int64
-    m_m,  # [BLOCK_M]
-    o_d,  # [BLOCK_D]
-    m_d,  # [BLOCK_D]
-    D: tl.constexpr,
-):
-    """The change of a tile's tokens at the channels ``o_d``: [BLOCK_T, BLOCK_D] fp32."""
-    p_W_dec = bank.W_dec + o_pool[:, None] * D + o_d[None, :]
-    b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
-    p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
-    b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    return weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
-
-
-@jit
 def squares(
     b_x,  # [BLOCK_T, BLOCK_D]
     WIDTH: tl.constexpr,
@@ -107,7 +86,12 @@ def steer_tile(
     BLOCK_D: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together."""
+    """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together.
+
+    Unless some change may be too long: then 1 is returned, and nothing was written. The lengths of
+    a change's terms, which it cannot exceed, mostly say that it is short enough, before a channel
+    of it is known.
+    """
     DTYPE: tl.constexpr = x.hidden.dtype.element_ty
     WIDTH: tl.constexpr = 128 // DTYPE.primitive_bitwidth  # channels that a thread loads at once
     o_m = tl.arange(0, BLOCK_M)
@@ -147,36 +131,32 @@ def steer_tile(
     b_strength = b_scale[:, None] * tl.load(p_strength + o_m[None, :], mask=m_tm, other=0.0)
     b_weight *= edited(b_pre, bank, o_pool, m_k)
 
-    # Mostly the lengths of its terms say that no change is too long, and its own is not needed.
     b_norm = tl.load(bank.W_dec_norm + o_pool, mask=m_k, other=0.0)
     b_reach = tl.sum(tl.abs(b_weight) * b_norm[None, :], axis=1)
     b_norm = tl.load(bank.vector_norm + o_slot, mask=m_m, other=0.0)
     b_reach += tl.sum(tl.abs(b_strength) * b_norm[None, :], axis=1)
-    m_finite = (b_reach < float("inf")) & (b_x2 < float("inf"))
-    latents = as_operands(tl.where(m_finite[:, None], b_weight, 0.0), DTYPE)
-    vectors = as_operands(tl.where(m_finite[:, None], b_strength, 0.0), DTYPE)
-    b_factor = tl.where(b_reach <= longest(b_x2, max_dose, LARGEST), 1.0, -1.0)  # NaN is not <=
-    if tl.min(tl.where(m_t, b_factor, 1.0), axis=0) < 0:
+    m_short = b_reach <= longest(b_x2, max_dose, LARGEST)  # NaN is not <=
+    too_long = tl.max((m_t & (m_short == 0)).to(tl.int32))
+    if too_long == 0:
+        if p_dose is not None:  # at once: what is held until the end takes registers
+            tl.store(dose_at(p_dose, o_t, 0) + 1, b_x2, mask=m_t)
+        latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
         b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
-        for i_d in tl.range(0, D, BLOCK_D, num_stages=1):
+        for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
             o_d = i_d + tl.arange(0, BLOCK_D)
-            b_change = tile_change(
-                bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, o_d < D, D
-            )
-            b_squares += squares(b_change, WIDTH)
-        b_factor = shortened(tl.sum(b_squares, axis=1), b_x2, max_dose, LARGEST)
-        b_factor = tl.where(m_finite, b_factor, -1.0)
-    b_squares = tl.zeros([BLOCK_T, BLOCK_D // WIDTH], dtype=tl.float32)
-    for i_d in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
-        o_d = i_d + tl.arange(0, BLOCK_D)
-        m_d = o_d < D
-        b_change = tile_change(bank, latents, vectors, o_pool, m_k, o_slot, m_m, o_d, m_d, D)
-        b_change = times(b_change, b_factor[:, None])
+            m_d = o_d < D
+            p_W_dec = bank.W_dec + o_pool[:, None] * D + o_d[None, :]
+            b_W_dec = tl.load(p_W_dec, mask=m_k[:, None] & m_d[None, :], other=0.0)
+            p_vector = bank.vector + o_slot[:, None] * D + o_d[None, :]
+            b_vector = tl.load(p_vector, mask=m_m[:, None] & m_d[None, :], other=0.0)
+            b_change = weighted_sum(latents, b_W_dec) + weighted_sum(vectors, b_vector)
+            if p_dose is not None:
+                b_squares += squares(b_change, WIDTH)
+            m_td = m_t[:, None] & m_d[None, :]
+            p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
+            b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
+            b_steered = rounded(b_hidden.to(tl.float32) + b_change, DTYPE)
+            tl.store(p_hidden, b_steered, mask=m_td)
         if p_dose is not None:
-            b_squares += squares(b_change, WIDTH)
-        m_td = m_t[:, None] & m_d[None, :]
-        p_hidden = x.hidden + o_t[:, None] * x.hidden_stride + o_d[None, :]
-        b_hidden = tl.load(p_hidden, mask=m_td, other=0.0)
-        b_steered = rounded(b_hidden.to(tl.float32) + b_change, DTYPE)
-        tl.store(p_hidden, b_steered, mask=m_td & (b_factor >= 0)[:, None])
-    store_dose(p_dose, o_t, 0, tl.sum(b_squares, axis=1), b_x2, b_factor, m_t)
+            tl.store(dose_at(p_dose, o_t, 0), tl.sum(b_squares, axis=1), mask=m_t)
+    return too_long

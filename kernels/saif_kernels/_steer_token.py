@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from saif_kernels._steer_dose import longest, rounded, shortened, store_dose, times
+from saif_kernels._steer_dose import dose_at, longest, marked, rounded, shortened, times
 from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
 
 
@@ -263,8 +263,10 @@ def steer_token(
                     change2 += tl.sum(b_part * b_part, axis=0)
                 factor = shortened(change2, x2, max_dose, LARGEST)
         if scale != 0:
-            part_change2 *= factor * factor
-            store_dose(p_dose, i_t, i_part, part_change2, part_x2, factor, scale != 0)
+            if p_dose is not None:
+                part_change2, part_x2 = marked(part_change2, part_x2, factor)
+                tl.store(dose_at(p_dose, i_t, i_part), part_change2)
+                tl.store(dose_at(p_dose, i_t, i_part) + 1, part_x2)
             if factor >= 0:
                 b_change = times(b_change, factor)
                 b_steered = rounded(b_hidden.to(tl.float32) + b_change, b_hidden.dtype)

@@ -155,7 +155,7 @@ def test_ten_thousand_sets_are_soon_checked(tmp_path: Path, reads: list[str]) ->
 
 def test_at_start_a_set_that_does_not_fit_is_named_however_many_there_are(tmp_path: Path) -> None:
     for i in range(6):
-        vector(float(i)).save(tmp_path / f"a{i}.safetensors")
+        vector(float(i + 1)).save(tmp_path / f"a{i}.safetensors")
     offered = catalog(tmp_path, max_sets=2)
     offered.check()
     (tmp_path / "b (1).safetensors").touch()  # no set

@@ -268,7 +268,12 @@ def test_what_passes_travels_as_plain_values(skip_clone: bool, set_dir: Path) ->
     params = vllm.SamplingParams(extra_args={**NOT_PLAIN, **others}, skip_clone=skip_clone)
     sent: list[Any] = []
     front_end = SimpleNamespace(saif=catalog(set_dir, max_captures=1))
-    seams._process_inputs(lambda *given: sent.append(given[3]), front_end, "0", None, params)
+
+    def original(self: Any, request_id: str, prompt: None, params: Any) -> Any:
+        sent.append(params)
+        return SimpleNamespace(sampling_params=params)  # as a clone, which it may not be
+
+    seams._process_inputs(original, front_end, "0", None, params)
     assert sent[0].extra_args["an_array"] is array
     assert same({key: sent[0].extra_args[key] for key in PLAIN}, PLAIN)
     MsgpackEncoder().encode(sent[0])
