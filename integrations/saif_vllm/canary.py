@@ -117,7 +117,7 @@ def _with_canary(
         # A user is not warned of a canary's dose, nor that it was cut down.
         change2, x2 = step.proof.tally.dose.unbind(-1)
         change2.clamp_(max=0)
-        x2.abs_()
+        x2.copy_(torch.where(change2 < 0, x2, x2.abs()))
     if step.capture is not None:
         step.capture.store[:, capture].zero_()
     steering.write(place, {})

@@ -26,9 +26,9 @@ class EngineResiduals:
     """
 
     def __init__(self, llm: Any) -> None:
+        refuse_async(llm, "identification wants one that answers a call")
         if not hasattr(llm, "llm_engine"):
             raise ValueError(f"llm: expected a vllm.LLM, got a {type(llm).__name__}")
-        refuse_async(llm, "identification wants one that answers a call")
         vllm_config = llm.llm_engine.vllm_config
         config = SteeringConfig.of(vllm_config)
         if config is None or config.max_captures == 0:

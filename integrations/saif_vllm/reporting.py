@@ -41,7 +41,7 @@ async def report_async(engine: Any) -> list[RequestReport]:
 
 def refuse_async(llm: Any, instead: str) -> None:
     """Raise ValueError for an ``AsyncLLM`` where a ``vllm.LLM`` is wanted."""
-    if iscoroutinefunction(llm.collective_rpc):
+    if iscoroutinefunction(getattr(llm, "collective_rpc", None)):
         raise ValueError(f"llm: expected a vllm.LLM, got {type(llm).__name__}; {instead}")
 
 

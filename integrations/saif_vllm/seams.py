@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from saif_vllm.config import PLUGIN_NAME, SteeringConfig, refuse_disabled
+from saif_vllm.config import PLUGIN_NAME, SteeringConfig, check_extension, refuse_disabled
 from saif_vllm.seam import Seam
 
 VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34

@@ -16,6 +16,9 @@ from saif_vllm.runners import arm_runner, check_runner
 class Runner:
     def execute_model(self, scheduler_output: Any) -> None: ...
 
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        return grammar_output  # which is its output
+
     def _dummy_run(
         self,
         num_tokens: int,
@@ -53,6 +56,8 @@ class Step:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
+        self.nonfinite: tuple[int, ...] = ()
+        self.proof = SimpleNamespace(nonfinite=lambda: lambda: self.nonfinite)
 
     def begin(self, **arguments: Any) -> None:
         self.calls.append(arguments)
@@ -65,7 +70,7 @@ class Step:
 
 
 RUNNERS: dict[str, tuple[type[Any], Callable[[type[Any]], Any], list[str]]] = {
-    "v1": (V1, lambda cls: cls(), ["_prepare_inputs", "_dummy_run"]),
+    "v1": (V1, lambda cls: cls(), ["_prepare_inputs", "_dummy_run", "sample_tokens"]),
     "v2": (V2State, V2, ["add_request", "remove_request", "prepare_inputs"]),
 }
 TABLE = list(range(9))
@@ -182,3 +187,24 @@ def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
     assert second[1] is first[1] and second[0].steered is None
     with pytest.raises(RuntimeError, match="unchecked"):
         state.add_request(2, new_request("z", UNCHECKED))
+
+
+@pytest.mark.parametrize("version", RUNNERS)
+def test_a_steps_output_names_the_requests_that_are_not_finite(version: str) -> None:
+    cls, runner, _ = RUNNERS[version]
+    armed, step = runner(cls), Step()
+    arm_runner(armed, step)  # type: ignore[arg-type]
+    output = SimpleNamespace(sampled=[1])
+    assert armed.sample_tokens(output) is output
+    step.nonfinite = (3, 7)
+    told = armed.sample_tokens(output)
+    assert (told.sampled, told.saif_nonfinite) == ([1], (3, 7))
+    assert not hasattr(output, "saif_nonfinite")  # vLLM has one for all steps without tokens
+    # An output that is waited for says it when it is there, and not before.
+    late = armed.sample_tokens(SimpleNamespace(get_output=lambda: output))
+    step.nonfinite = (9,)
+    assert late.get_output().saif_nonfinite == (9,)
+    with pytest.raises(RuntimeError, match="on a pipeline rank before the last"):
+        armed.sample_tokens(None)
+    step.nonfinite = ()
+    assert armed.sample_tokens(None) is None
