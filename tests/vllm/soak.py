@@ -58,19 +58,25 @@ ENGINE = {
     "seed": 0,
 }
 EDITS = ("add:12", "clamp:20", "at_least:15", "scale:-2", "ablate", "project:20")
+# Poisoners: the engine cuts down what they change, and their neighbours' outputs are compared, too.
+POISON = ("add:1e6", "clamp:1e6", "at_least:1e6", "scale:-1e6", "project:1e6")
+LONG = 1e10  # times a usual vector
 
 
 def contents(rng: random.Random) -> list[LatentSet]:
-    """What the files hold: some latents or a vector, at the middle or the last layer."""
+    """What the files hold: some latents or a vector, at the middle or the last layer; of one in
+    eight the strongest there are.
+    """
     saes = [SparseAutoencoder.from_saelens(sae_path(where)) for where in embedded_sets.LAYERS]
     made = []
     for i in range(N_CONTENTS):
         sae = rng.choice(saes)
         if i % 4 == 0:
             vector = torch.randn(sae.d_model, generator=torch.Generator().manual_seed(i))
+            vector *= LONG if i % 16 == 0 else 1
             found = LatentSet.from_vector(vector, layer=sae.layer, num_layers=3)
         else:
-            edit = Edit.parse(rng.choice(EDITS))
+            edit = Edit.parse(rng.choice(POISON if i % 16 == 5 else EDITS))
             n_latents = rng.randint(1, 8)
             if i % 16 == 1:  # the largest that there are
                 edit, n_latents = Edit.parse(rng.choice(EDITS[1:])), MOST_LATENTS
