@@ -69,6 +69,10 @@ CHECKS: Mapping[str, Sequence[str]] = {
         "test_refuses_to_start.py::test_a_plugin_that_does_not_reach_the_model[canary]",
         "test_proof.py::test_a_hook_that_stops_steering_stops_the_engine[one_process]",
     ),
+    "a request that is not finite ends with an error, alone": (
+        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v1]",
+        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v2]",
+    ),
     "streaming input (over processes)": ("test_streaming_input.py",),
     "saif serve: steered streams, a bad request is a 400": (
         "test_http.py::test_streams_of_completions_too",
@@ -100,7 +104,26 @@ ATTRIBUTES = (
     Attribute("vllm.v1.engine.core", "EngineCore", "request_block_hasher"),
     Attribute("vllm.v1.engine.core", "EngineCore", "model_executor"),
     Attribute("vllm.v1.core.block_pool", "BlockPool", "hash_block_size"),
+    Attribute("vllm.v1.core.block_pool", "BlockPool", "null_block"),
     Attribute("vllm.v1.core.kv_cache_manager", "KVCacheManager", "block_pool"),
+    *(
+        Attribute("vllm.v1.core.sched.scheduler", "Scheduler", name)
+        for name in ("requests", "kv_cache_manager", "block_size")
+    ),
+    Attribute("vllm.v1.core.sched.output", "NewRequestData", "num_computed_tokens"),
+    *(
+        Attribute("vllm.v1.core.sched.output", "CachedRequestData", name)
+        for name in ("req_ids", "num_computed_tokens")
+    ),
+    Attribute("vllm.v1.engine", "EngineCoreOutputs", "outputs"),
+    *(
+        Attribute("vllm.v1.engine", "EngineCoreOutput", name)
+        for name in ("request_id", "new_token_ids", "finish_reason", "events", "trace_headers")
+    ),
+    *(
+        Attribute("vllm.v1.request", "Request", name)
+        for name in ("client_index", "get_finished_reason", "take_events", "trace_headers")
+    ),
     Attribute("vllm.v1.request", "Request", "block_hashes"),
     Attribute("vllm.v1.request", "Request", "num_prompt_tokens"),
     Attribute("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "num_prompt_tokens"),
@@ -114,6 +137,7 @@ ATTRIBUTES = (
     ),
     *(Attribute(_V2, "GPUModelRunner", name) for name in ("model_state", "decode_query_len")),
     *(Attribute(_V2, "GPUModelRunner", name) for name in ("max_num_reqs", "max_num_tokens")),
+    *(Attribute(runner, "GPUModelRunner", "kv_caches") for runner in (_V1, _V2)),
 )
 RELIED_ON = (*SEAMS, *FUNCTIONS, *ATTRIBUTES)
 BUILD = ROOT / "build" / "matrix"
