@@ -173,17 +173,15 @@ TEXT = [token for prompt in embedded_sets.prompts(4) for token in prompt]
 BROKEN_TOKEN = next(token for token in range(1000, 2000) if token not in TEXT)
 
 
-@pytest.fixture(scope="module")
-def broken_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with a token whose residual stream is infinite."""
-    folder = tmp_path_factory.mktemp("broken")
+def break_model(folder: Path, value: float) -> Path:
+    """The embedded model with a token whose residual stream is of this value."""
     for file in model_path().iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (weights,) = folder.glob("*.safetensors")
     tensors = load_file(weights)
     embedding = tensors["model.embed_tokens.weight"]
     tensors["lm_head.weight"] = embedding.clone()  # it is never generated
-    embedding[BROKEN_TOKEN] = torch.inf
+    embedding[BROKEN_TOKEN] = value
     save_file(tensors, weights, {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
@@ -191,18 +189,21 @@ def broken_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("mode", "site"),
+    ("mode", "site", "value"),
     [
-        ("v1-eager", ()),
-        pytest.param("v1-eager", ("async_on_cpu",), marks=pytest.mark.slow),
-        pytest.param("v2-eager", (), marks=pytest.mark.slow),
+        ("v1-eager", (), torch.inf),
+        pytest.param("v1-eager", ("async_on_cpu",), torch.inf, marks=pytest.mark.slow),
+        # Triton's interpreter cannot sample of logits that are NaN. These are not, but the stream's
+        # squares are beyond fp32.
+        pytest.param("v2-eager", (), 1e25, marks=pytest.mark.slow),
     ],
     ids=["v1", "v1-async", "v2"],
 )
 def test_a_request_that_is_not_finite_ends_with_an_error_alone(
     mode: str,
     site: Sequence[str],
-    broken_model: Path,
+    value: float,
+    tmp_path: Path,
     requests: Mapping[str, dict[str, Any]],
     set_dir: Path,
 ) -> None:
@@ -221,7 +222,7 @@ def test_a_request_that_is_not_finite_ends_with_an_error_alone(
     for _ in range(3):  # the prefix cache has nothing of the round before
         batches += [[*innocent, *broken], CHECK_KV, innocent]
     engine = {**CRAMPED, "async_scheduling": "async_on_cpu" in site}
-    job = Job(broken_model, batches, mode, set_dir, WATCHED, engine, site=site)
+    job = Job(break_model(tmp_path, value), batches, mode, set_dir, WATCHED, engine, site=site)
     served = run(job).check()
     check(served, len(innocent)).check(most_excused=0)
     for batch in served.batches[1::2]:
