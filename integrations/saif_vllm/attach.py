@@ -13,6 +13,7 @@ from saif_kernels import RequestRows, Tally
 from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
 from saif_vllm.config import SteeringConfig
+from saif_vllm.nonfinite import can_scrub
 from saif_vllm.op import steering_hook
 from saif_vllm.proof import Proof
 from saif_vllm.steering import Steering
@@ -26,7 +27,16 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
     """Raise ValueError for engine features that would leave tokens unsteered or wrongly steered."""
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     below_last = config.layers[0] < model.get_total_num_hidden_layers() - 1
+    cache_dtype = vllm_config.cache_config.cache_dtype
     refused = {
+        # Only the last pipeline rank's word of a token that is not finite reaches the engine core.
+        "pipeline parallelism with no hooked layer on the last rank (also hook the last layer)": (
+            parallel.pipeline_parallel_size > 1
+            and config.layers[-1] < _first_layer_of_last_rank(vllm_config)
+        ),
+        f"kv_cache_dtype {cache_dtype}, which cannot be cleared of what is not finite,": (
+            not can_scrub(cache_dtype)
+        ),
         # The second half of a batch would read the first half's rows.
         "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
         # A rank sees a part of each prompt only.
@@ -62,6 +72,15 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
     for feature, used in refused.items():
         if used:
             raise ValueError(f"{feature}: expected off in an engine that steers, got on")
+
+
+def _first_layer_of_last_rank(vllm_config: Any) -> int:
+    from vllm.distributed.utils import get_pp_indices
+
+    n_ranks = vllm_config.parallel_config.pipeline_parallel_size
+    n_layers = vllm_config.model_config.get_total_num_hidden_layers()
+    first: int = get_pp_indices(n_layers, n_ranks - 1, n_ranks)[0]
+    return first
 
 
 def attach(worker: Any, config: SteeringConfig) -> Steering:

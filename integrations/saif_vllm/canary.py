@@ -114,10 +114,6 @@ def _with_canary(
     with step.rehearsal(BatchRequest(steered, prompt_len=batch.n_tokens), batch.n_tokens):
         output = _forward(runner, batch)
         _check_evidence(steering.layers[layer], layer, batch)
-        # A user is not warned of a canary's dose, nor that it was cut down.
-        change2, x2 = step.proof.tally.dose.unbind(-1)
-        change2.clamp_(max=0)
-        x2.copy_(torch.where(change2 < 0, x2, x2.abs()))
     if step.capture is not None:
         step.capture.store[:, capture].zero_()
     steering.write(place, {})

@@ -204,10 +204,7 @@ class Lookup(Collection[str]):
         self._found = {offered.name: offered for offered in found}
 
     def __contains__(self, name: object) -> bool:
-        try:
-            return isinstance(name, str) and bool(self[name])
-        except UnknownSet:
-            return False
+        return isinstance(name, str) and bool(self[name])  # or it says what there is
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.catalog)

@@ -19,6 +19,7 @@ from saif_vllm.request import spelled
 logger = logging.getLogger("vllm.saif")
 # The bits of 8-bit floats, for which torch has no arithmetic, but their sign.
 _LARGEST_FINITE = {"fp8": 0x7E, "fp8_e4m3": 0x7E, "fp8_inc": 0x7E, "fp8_e5m2": 0x7B}
+_FLOATS = ("auto", "half", "float16", "bfloat16", "float", "float32")
 
 
 def end_requests(scheduler: Any, scheduler_output: Any, admissions: Collection[int]) -> list[Any]:
@@ -98,26 +99,25 @@ def error_outputs(outputs: dict[int, Any], ended: Iterable[Any]) -> dict[int, An
     return outputs
 
 
+def can_scrub(cache_dtype: str) -> bool:
+    """Whether :func:`scrub` knows caches of this dtype, as vLLM names it."""
+    return cache_dtype in _LARGEST_FINITE or cache_dtype in _FLOATS
+
+
 def scrub(kv_caches: object, cache_dtype: str) -> None:
     """Put 0 where a worker's KV cache holds what is not finite, whatever the layout of its blocks.
 
     Args:
         kv_caches: tensors, in lists or alone.
-        cache_dtype: vLLM's name of how they hold numbers.
-
-    Raises:
-        RuntimeError: they hold numbers in a way that is not known here; the engine stops.
+        cache_dtype: vLLM's name of how they hold numbers; one that :func:`can_scrub` knows.
     """
     if isinstance(kv_caches, list | tuple):
         for cache in kv_caches:
             scrub(cache, cache_dtype)
     elif isinstance(kv_caches, Tensor):
-        if kv_caches.is_floating_point() and kv_caches.element_size() > 1:
+        if kv_caches.element_size() > 1:
             torch.nan_to_num_(kv_caches, nan=0.0, posinf=0.0, neginf=0.0)
-        elif cache_dtype in _LARGEST_FINITE:
-            bits = kv_caches.view(torch.uint8)
-            bits.masked_fill_((bits & 0x7F) > _LARGEST_FINITE[cache_dtype], 0)
-        else:
-            raise RuntimeError(
-                f"a KV cache of {cache_dtype} cannot be cleared of what is not finite"
-            )
+            return
+        # In pieces: the memory has no room for masks of a whole cache.
+        for bits in kv_caches.view(torch.uint8).split(1024):
+            bits.masked_fill_((bits & 0x7F) > _LARGEST_FINITE.get(cache_dtype, 0x7E), 0)

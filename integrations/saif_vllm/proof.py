@@ -2,7 +2,8 @@
 
 Each hooked layer leaves, for every token it steered, the norms of the change and of the residual
 stream. After the step they are compared with the plan and added to the counters of the token's
-request. Nothing is read back but a flag, and nobody waits for it; a report is made when asked for.
+request. A few flags are copied after the step and read with its output; a report is made when asked
+for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Dose(msgspec.Struct, frozen=True):
 
 
 class RequestReport(msgspec.Struct, frozen=True):
-    """What was done for one request so far. A token counts once, however often it is computed.
+    """What was done for one request so far. A token counts once, however often it is computed; as
+    ``nonfinite``, each time.
 
     Attributes:
         request_id: the user's; requests of n > 1 outputs are as many reports.
@@ -39,7 +41,7 @@ class RequestReport(msgspec.Struct, frozen=True):
         sets: set names with strengths, as asked for.
         content_hashes: of these sets: what the names stood for when the request came in.
         planned: tokens inside the request's window.
-        steered: those of them that all hooked layers steered; ``planned`` unless something broke.
+        steered: those of them that all hooked layers steered: all but those that are not finite.
         shortened: of the steered ones, those whose change was cut down at some layer: to
             ``max_dose``, or to what the model's dtype has room for.
         nonfinite: tokens of which the change or the residual stream was not finite. They were not
@@ -122,7 +124,8 @@ class Proof:
             self._places.append(oldest)
         place = self._places.pop()
         self._saved[place].copy_(self.tally.table[row])
-        self.tally.clear(row)  # its signals end with it
+        self.tally.clear(row)
+        self.signals.forget(row)
         self._left[steered.admission] = steered, place
 
     def forget(self, steered: Steered) -> None:
@@ -134,7 +137,8 @@ class Proof:
         """Add the step that has run.
 
         Raises:
-            RuntimeError: in this or an earlier step a token was planned and not steered.
+            RuntimeError: in this or an earlier step a token was planned and not steered. A GPU's
+                steps raise at the latest when their output is read, see :meth:`nonfinite`.
         """
         tally_steps(token_row, self.tally)
         self._sent = self.signals.send()

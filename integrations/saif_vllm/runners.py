@@ -39,14 +39,25 @@ def check_runner(runner: Any) -> None:
             raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
 
 
-def arm_runner(runner: Any, step: StepTables) -> None:
+def arm_runner(runner: Any, step: StepTables, answers: bool = True) -> None:
     """Fill ``step`` before every forward of a model runner that is as :func:`check_runner` wants,
     and count it afterwards.
+
+    Args:
+        answers: its output reaches the engine core, as that of the last pipeline rank does.
     """
     if hasattr(runner, "model_state"):
         _arm_v2(runner, step)
     else:
         _arm_v1(runner, step)
+    _arm_steps(runner, step)
+    if answers:
+        original = runner.sample_tokens
+
+        def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+            return _with_nonfinite(original(*args, **kwargs), step.proof.nonfinite())
+
+        runner.sample_tokens = sample_tokens
 
 
 def _arm_v1(runner: Any, step: StepTables) -> None:
@@ -65,7 +76,6 @@ def _arm_v1(runner: Any, step: StepTables) -> None:
         return result
 
     runner._prepare_inputs = prepare_inputs
-    _arm_steps(runner, step)
 
 
 def _batch_request(state: Any) -> BatchRequest:
@@ -113,7 +123,6 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
 
     state.add_request, state.remove_request = add_request, remove_request
     state.prepare_inputs = prepare_inputs
-    _arm_steps(runner, step)
 
 
 def _arm_steps(runner: Any, step: StepTables) -> None:
@@ -122,7 +131,6 @@ def _arm_steps(runner: Any, step: StepTables) -> None:
     A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing.
     """
     original_execute, original_dummy = runner.execute_model, runner._dummy_run
-    original_sample = runner.sample_tokens
     in_dummy = False  # V2 runs a dummy batch by execute_model, too
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,23 +148,15 @@ def _arm_steps(runner: Any, step: StepTables) -> None:
         finally:
             in_dummy = False
 
-    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
-        return _with_nonfinite(original_sample(*args, **kwargs), step.proof.nonfinite())
-
     runner.execute_model, runner._dummy_run = execute_model, dummy_run
-    runner.sample_tokens = sample_tokens
 
 
 def _with_nonfinite(output: Any, nonfinite: Callable[[], tuple[int, ...]]) -> Any:
     """A step's output, which carries on the requests of which a token was not finite.
 
     Args:
-        output: vLLM's ``ModelRunnerOutput``; one that is waited for by ``get_output``; or None, of
-            a pipeline rank before the last, whose word does not reach the engine core.
+        output: vLLM's ``ModelRunnerOutput``, or one that is waited for by ``get_output``.
         nonfinite: waits for the step, and says which requests.
-
-    Raises:
-        RuntimeError: there are such requests and no output to say so; the engine stops.
     """
     if hasattr(output, "get_output"):
         get_output = output.get_output
@@ -165,10 +165,6 @@ def _with_nonfinite(output: Any, nonfinite: Callable[[], tuple[int, ...]]) -> An
     found = nonfinite()
     if not found:
         return output
-    if output is None:
-        raise RuntimeError(
-            "a steered token is not finite on a pipeline rank before the last; the engine stops"
-        )
     output = copy.copy(output)  # which may be vLLM's one empty output
     output.saif_nonfinite = found
     return output

@@ -362,15 +362,18 @@ def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: 
 def _update_from_output(
     original: Any, self: Any, scheduler_output: Any, model_runner_output: Any
 ) -> Any:
+    found = getattr(model_runner_output, "saif_nonfinite", ())
+    if not found:
+        return original(self, scheduler_output, model_runner_output)
     from saif_vllm.nonfinite import end_requests, error_outputs
 
-    found = getattr(model_runner_output, "saif_nonfinite", ())
-    ended = end_requests(self, scheduler_output, found) if found else []
-    outputs = original(self, scheduler_output, model_runner_output)
-    return error_outputs(outputs, ended) if ended else outputs
+    ended = end_requests(self, scheduler_output, found)
+    return error_outputs(original(self, scheduler_output, model_runner_output), ended)
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    from vllm.distributed import get_pp_group
+
     from saif_vllm.attach import attach, refuse_unsupported
     from saif_vllm.runners import arm_runner, check_runner
 
@@ -382,7 +385,8 @@ def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         check_runner(self.model_runner)  # which attach() runs dummy batches on
         self.saif_steering = attach(self, config)
         if self.saif_steering.layers:  # not those of other pipeline ranks alone
-            arm_runner(self.model_runner, self.saif_steering.step)
+            answers = get_pp_group().is_last_rank
+            arm_runner(self.model_runner, self.saif_steering.step, answers)
 
 
 # What each function of vLLM is wrapped in.

@@ -36,7 +36,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": float,
         "help": "Warn of requests that change the residual stream by more than this of its norm.",
     },
-    "max_dose": {"type": float, "help": "Cap on that change at every token."},
+    "max_dose": {
+        "type": lambda text: None if text == "none" else float(text),
+        "help": "Cap on that change at every token; none: what the model's dtype has room for.",
+    },
     "max_captures": {"type": int, "help": "Residuals kept at a time for identification."},
 }
 

@@ -52,6 +52,10 @@ class Signals:
         """The counters of ``row`` are those of this request from now on."""
         self._watched = {**self._watched, row: steered}
 
+    def forget(self, row: int) -> None:
+        """Nobody has ``row`` any more; its counters are 0."""
+        self._watched = {other: steered for other, steered in self._watched.items() if other != row}
+
     def send(self) -> int:
         """Send the counters as they are; returns the number by which to read them."""
         counts = self._tally.counts
@@ -112,7 +116,8 @@ class Signals:
             return
         nonfinite, shortened, *dose = flags.reshape(-1, len(self._tally.table))
         for row in nonfinite.nonzero()[0].tolist():
-            self._nonfinite.add(watched[row].admission)
+            if (admission := watched[row].admission) >= 0:  # not of the canary
+                self._nonfinite.add(admission)
         for row in shortened.nonzero()[0].tolist():
             self._tell(
                 "shortened",
@@ -134,6 +139,8 @@ class Signals:
 
     def _tell(self, what: str, row: int, steered: Steered, sentence: str) -> None:
         """Once for each request and stay in a row."""
+        if steered.admission < 0:  # the canary's
+            return
         if self._told.get((what, row)) != steered.admission:
             self._told[what, row] = steered.admission
             logger.warning("request %s (%s): %s", steered.request_id, spelled(steered), sentence)

@@ -17,7 +17,7 @@ from saif_fast.cli.loading import load_info, load_tokenizer, read_lines, start_r
 from saif_fast.model_info import ModelInfo
 from saif_fast.request import SCOPES, check_reached, parse_request
 from saif_fast.runtime import GenerationRequest, installed_runtimes
-from saif_fast.set_dir import SetDirectory
+from saif_fast.set_dir import SetDirectory, reading
 
 
 class RuntimeName(StrEnum):
@@ -106,10 +106,8 @@ def generate(
 
 
 def _check_set(sets: SetDirectory, name: str, model: ModelInfo) -> None:
-    try:
-        sets.load(name).check_model(model.d_model, model.num_layers)
-    except ValueError as error:
-        raise ValueError(f"set {name!r}: {error}") from error
+    with reading(name):
+        sets.header(name).check_model(model.d_model, model.num_layers)
 
 
 def _comparison(texts: list[str], replies: list[str], saif: str) -> Table:

@@ -22,8 +22,10 @@ def vllm_config(**on: Any) -> Any:
         return SimpleNamespace(**{name: on.get(name, value) for name, value in off.items()})
 
     return SimpleNamespace(
-        parallel_config=section(use_ubatching=False, prefill_context_parallel_size=1),
-        cache_config=section(kv_sharing_fast_prefill=False),
+        parallel_config=section(
+            use_ubatching=False, prefill_context_parallel_size=1, pipeline_parallel_size=1
+        ),
+        cache_config=section(kv_sharing_fast_prefill=False, cache_dtype="auto"),
         compilation_config=SimpleNamespace(pass_config=section(enable_sp=False)),
         model_config=SimpleNamespace(
             **vars(section(is_encoder_decoder=False, is_diffusion=False)),
@@ -45,12 +47,20 @@ def vllm_config(**on: Any) -> Any:
         {"is_encoder_decoder": True},
         {"is_diffusion": True},
         {"kv_transfer_config": object()},
+        {"cache_dtype": "nvfp4"},
     ],
     ids=lambda on: next(iter(on)),
 )
 def test_engine_features_that_would_steer_wrongly_are_refused(on: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected off in an engine that steers"):
         refuse_unsupported(vllm_config(**on), config())
+
+
+def test_the_last_pipeline_rank_has_to_have_a_hooked_layer() -> None:
+    two_ranks = vllm_config(pipeline_parallel_size=2)
+    refuse_unsupported(two_ranks, config(layers=(0, 2)))
+    with pytest.raises(ValueError, match="also hook the last layer"):
+        refuse_unsupported(two_ranks, config(layers=(0,)))
 
 
 def test_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def test_a_steps_output_names_the_requests_that_are_not_finite(version: str) -> 
     late = armed.sample_tokens(SimpleNamespace(get_output=lambda: output))
     step.nonfinite = (9,)
     assert late.get_output().saif_nonfinite == (9,)
-    with pytest.raises(RuntimeError, match="on a pipeline rank before the last"):
-        armed.sample_tokens(None)
-    step.nonfinite = ()
-    assert armed.sample_tokens(None) is None
+    # Of a pipeline rank before the last nobody hears, so nobody waits for it.
+    silent = runner(cls)
+    arm_runner(silent, step, answers=False)  # type: ignore[arg-type]
+    assert silent.sample_tokens(output) is output
