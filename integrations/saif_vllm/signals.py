@@ -85,16 +85,19 @@ class Signals:
         Raises:
             RuntimeError: a token was planned and not steered.
         """
-        with self._lock:
-            while self._sent:
+        while True:
+            with self._lock:
+                if not self._sent:
+                    return
                 number, host, arrived, watched = self._sent[0]
-                if arrived is not None and not arrived.query():
-                    if number > until:
-                        return
-                    arrived.synchronize()
-                self._sent.popleft()
-                self._hosts.append(host)
-                self._understand(host, watched)
+                if arrived is None or arrived.query():
+                    self._sent.popleft()
+                    self._hosts.append(host)
+                    self._understand(host, watched)
+                    continue
+            if number > until:
+                return
+            arrived.synchronize()  # not under the lock: the next step is sent meanwhile
 
     def take_nonfinite(self) -> tuple[int, ...]:
         """Requests, by admission, of which a token was found not to be finite since the last call.
