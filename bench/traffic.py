@@ -45,16 +45,17 @@ def steer_traffic(
     row = d_model * itemsize
     blocks = steer_blocks(n_tokens, d_model, itemsize)
     set_rows = 2 * n_latents + 1  # W_enc, W_dec, the vector
-    live = n_latents > 0
-    # The residual is part of x, which only latents read; hidden is read for x and for the sum.
-    token_rows = 2 + 2 * live
     n_tiles, n_shared = 0, 0  # tiles read at once, and their tokens; the others are read one by one
-    if live and blocks.tile_t > 1:
+    if n_latents > 0 and blocks.tile_t > 1:
         n_tiles, n_shared = shared_tiles(n_tokens, n_sets, blocks.tile_t)
-    rows = n_tokens * token_rows + (n_tiles + n_tokens - n_shared) * set_rows
+    # hidden and the residual are read for x, whose length bounds the change; hidden is written.
+    # Where channels come in steps or in parts, it is read again for the sum.
+    token_rows = 3 + (blocks.n_parts > 1)
+    rows = 4 * n_shared + token_rows * (n_tokens - n_shared)
+    rows += (n_tiles + n_tokens - n_shared) * set_rows
     # Each part of a token writes its share of the pre-activations as fp32, and reads all shares.
     shares = n_tokens * n_latents * blocks.n_parts * (1 + blocks.n_parts) * 4
-    floor = (n_tokens * (2 + live) + n_sets * set_rows) * row
+    floor = (3 * n_tokens + n_sets * set_rows) * row
     # A tile's second pass over hidden finds it in L2 unless the tiles in flight fill it.
     tokens_at_once = min(n_tokens, PROGRAMS_AT_ONCE * blocks.tile_t)
     evicted = 2 * tokens_at_once * row > L2_BYTES
@@ -86,10 +87,9 @@ def rms_norm_traffic(
 ) -> Traffic:
     """``add_steer_rms_norm`` with a residual; arguments as those of ``steer_traffic``."""
     row = d_model * itemsize
-    live = n_latents > 0
     set_rows = 2 * n_latents + 1
-    # Read for the sum and, by live latents, for x: hidden and residual. Then weight and result.
-    token_rows = 2 * (1 + live) + 2 + set_rows
+    # hidden is read once, the residual for x and for the sum. Then weight and result.
+    token_rows = 3 + 2 + set_rows
     floor = (3 * n_tokens + n_sets * set_rows + 1) * row
     return Traffic(floor=floor, hbm=floor, l2=n_tokens * token_rows * row)
 
@@ -115,8 +115,8 @@ INTRODUCTION = f"""\
 # Bytes moved, on paper
 
 Rows only, bf16. floor: every needed byte once, which is 3 * T * d * 2 and the rows of the distinct
-sets (2 * T * d * 2 where no latent is live: the residual is then not read). hbm: with an L2 cache
-of {L2_BYTES >> 20} MiB. L2: what the programs ask for. Block sizes are the kernels' own.
+sets. hbm: with an L2 cache of {L2_BYTES >> 20} MiB. L2: what the programs ask for. Block sizes are the
+kernels' own.
 """
 
 

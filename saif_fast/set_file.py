@@ -20,7 +20,7 @@ _LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 _INCOMPLETE = "not a complete safetensors file"
 
 # Time, size and number of a file: writing in place changes the time, replacing it the number.
-Identity: TypeAlias = tuple[int, int, int]
+Identity: TypeAlias = tuple[int, int, int, int]
 
 
 class SetHeader(msgspec.Struct, frozen=True):
@@ -69,7 +69,8 @@ _metadata = msgspec.json.Decoder(_Metadata)
 
 def identity(found: os.stat_result) -> Identity:
     """What tells a file from another one, and from itself as it was before it was written."""
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    # A file that is written in place may be given its former time; it cannot be given its ctime.
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def read(path: str | Path) -> tuple[bytes, Identity]:
@@ -137,6 +138,13 @@ def _head(file: BinaryIO, size: int) -> bytes:
 
 
 def _parse(head: bytes) -> SetHeader:
+    try:
+        return _decode(head)
+    except RecursionError:
+        raise ValueError(f"{_INCOMPLETE} (its header is too deep)") from None
+
+
+def _decode(head: bytes) -> SetHeader:
     try:
         metadata = _metadata.decode(head[_LENGTH:]).metadata
     except ValueError as error:

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,7 @@ class Admission:
         self._returning: set[Admitted] = set()  # from the line, not yet added again
         self._sessions: dict[str, Admitted] = {}  # of streaming input, by the engine's request id
         self._numbers = itertools.count()
+        self._heard: set[int] = set()  # admissions that ended with an error, for good
 
     @property
     def loaded(self) -> list[str]:
@@ -199,6 +200,14 @@ class Admission:
             for content_hash in admitted.sets:
                 self._unpin(content_hash, admitted)
         self._advance()
+
+    def heard(self, admissions: Iterable[int]) -> None:
+        """These requests have ended since they were not finite."""
+        self._heard.update(admissions)
+
+    def is_unheard(self, admission: int) -> bool:
+        """Whether a request that is not finite, and has ended, has done so otherwise."""
+        return admission not in self._heard
 
     def _advance(self) -> None:
         while self._line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -47,7 +47,7 @@ def check(steering: Steering, runner: Any) -> None:
     Raises:
         RuntimeError: at some layer the evidence of steered tokens or the output did not move.
     """
-    with compiles_in_time(), _without_padding(runner):
+    with compiles_in_time(), _of_tokens(runner):
         for batch in _batches(runner):
             plain, again = (_forward(runner, batch) for _ in range(2))
             if isinstance(plain, Tensor):  # drafts may have taken some tokens' place
@@ -140,11 +140,13 @@ def _forward(runner: Any, batch: _Batch) -> Any:
     return output.float().clone() if isinstance(output, Tensor) else output
 
 
-def _without_padding(runner: Any) -> AbstractContextManager[object]:
-    """Dummy batches inside are of tokens.
+@contextmanager
+def _of_tokens(runner: Any) -> Iterator[None]:
+    """Dummy batches inside are of tokens, and of various ones.
 
     vLLM marks all of theirs as padding, for which a mixture of experts does nothing: its output is
-    then what the memory held before, with a canary or without.
+    then what the memory held before, with a canary or without. And all are token 0, whose embedding
+    may be 0: of a stream of length 0 no change is short enough.
     """
     if hasattr(runner, "model_state"):
         prepare = runner.model_state.prepare_inputs
@@ -152,17 +154,34 @@ def _without_padding(runner: Any) -> AbstractContextManager[object]:
         def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
             if hasattr(input_batch, "is_padding"):
                 input_batch.is_padding.fill_(False)
+            if hasattr(input_batch, "input_ids"):
+                _fill(input_batch.input_ids, runner)
             return prepare(input_batch, req_states)
 
-        return patch.object(runner.model_state, "prepare_inputs", prepare_inputs)
-    mark = getattr(runner, "_prepare_padding_mask", None)
-    if mark is None:  # an earlier vLLM
-        return nullcontext()
-    return patch.object(
-        runner,
-        "_prepare_padding_mask",
-        lambda *args, **kwargs: mark(*args, **kwargs).fill_(False),
-    )
+        with patch.object(runner.model_state, "prepare_inputs", prepare_inputs):
+            yield
+        return
+    tokens = runner.input_ids.gpu if hasattr(runner, "input_ids") else torch.empty(0)
+    before = tokens.clone()
+    _fill(tokens, runner)
+    mark = getattr(runner, "_prepare_padding_mask", None)  # an earlier vLLM has none
+    with (
+        nullcontext()
+        if mark is None
+        else patch.object(
+            runner,
+            "_prepare_padding_mask",
+            lambda *args, **kwargs: mark(*args, **kwargs).fill_(False),
+        )
+    ):
+        yield
+    tokens.copy_(before)
+
+
+def _fill(tokens: Tensor, runner: Any) -> None:
+    if len(tokens):
+        n_ids = runner.vllm_config.model_config.get_vocab_size() - 1
+        tokens.copy_(torch.arange(len(tokens), device=tokens.device) % n_ids + 1)
 
 
 def _moved(plain: Tensor, again: Tensor, steered: Tensor, least: float) -> bool:

@@ -88,6 +88,7 @@ class SetCatalog(Collection[str]):
                 f"got {config.layers[-1]}"
             )
         self.config, self.model = config, model
+        self.max_tokens: int | None = None  # that any request can generate
         self._directory = directory
         # However many sets there are, memory goes with what the engine can have loaded.
         self._by_name, self._by_content = (_Recent(4 * config.max_sets) for _ in range(2))
@@ -101,6 +102,7 @@ class SetCatalog(Collection[str]):
         """
         catalog = cls(SetDirectory(config.set_dir), config, model_of(vllm_config, config))
         catalog.check()
+        catalog.max_tokens = vllm_config.model_config.max_model_len - 1
         return catalog
 
     def check(self) -> None:

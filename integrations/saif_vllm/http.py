@@ -67,6 +67,7 @@ _CONTAINERS = frozenset({"vllm_xargs", "extra_args", "extra_body", "sampling_par
 _MESSAGES = ("messages", "input")  # fields whose objects have fields of their own
 _NESTING = (dict, list, str)
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_DEFAULT_MAX_TOKENS = {"/v1/completions": 16}  # vLLM's, where the context is not the limit
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -83,7 +84,7 @@ class SteeringGuard:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         method = scope["method"] if scope["type"] == "http" else None
-        route = scope["path"].removeprefix(scope.get("root_path", "")) if method else ""
+        route = _route(scope) if method else ""
         scraped = method == "GET" and route in ("/metrics", "/metrics/")
         guarded = method == "POST" and (route in ROUTES or route in _FORMS)
         engine = scope["app"].state.engine_client if scraped or guarded else None
@@ -105,6 +106,12 @@ class SteeringGuard:
                 await _answer_400(send, str(error))
                 return
             await self.app(scope, receive, send)
+
+
+def _route(scope: Mapping[str, Any]) -> str:
+    """The path behind what the server is mounted at."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path  # type: ignore[no-any-return]
 
 
 def check_outside(route: str, scope: Mapping[str, Any], catalog: SetCatalog) -> None:
@@ -147,7 +154,8 @@ def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
             "use_beam_search: expected false beside saif, got true: vLLM does not steer its beams"
         )
     given = fields["sampling_params"] if place == _EXTRA_ARGS else fields
-    check_scope(asked, _wants_prompt_logprobs(given), _max_tokens(given))
+    max_tokens = _max_tokens(given) or _DEFAULT_MAX_TOKENS.get(route, catalog.max_tokens)
+    check_scope(asked, _wants_prompt_logprobs(given), max_tokens)
 
 
 def _misplaced_keys(body: Mapping[str, Any], extra_args: object) -> Iterator[tuple[str, str]]:

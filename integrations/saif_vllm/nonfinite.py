@@ -8,18 +8,30 @@ blocks in the prefix cache.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saif_vllm.request import spelled
+from saif_vllm.prefix_cache import steering_key
+from saif_vllm.request import Steered, spelled
 
 logger = logging.getLogger("vllm.saif")
 # The bits of 8-bit floats, for which torch has no arithmetic, but their sign.
 _LARGEST_FINITE = {"fp8": 0x7E, "fp8_e4m3": 0x7E, "fp8_inc": 0x7E, "fp8_e5m2": 0x7B}
 _FLOATS = ("auto", "half", "float16", "bfloat16", "float", "float32")
+
+
+def end_and_update(
+    update: Callable[..., Any], scheduler: Any, scheduler_output: Any, model_runner_output: Any
+) -> Any:
+    """A scheduler's update by the output of a step that found requests not finite.
+
+    They end first: what was sampled of them is not taken in.
+    """
+    ended = end_requests(scheduler, scheduler_output, model_runner_output.saif_nonfinite)
+    return error_outputs(update(scheduler, scheduler_output, model_runner_output), ended)
 
 
 def end_requests(scheduler: Any, scheduler_output: Any, admissions: Collection[int]) -> list[Any]:
@@ -35,32 +47,42 @@ def end_requests(scheduler: Any, scheduler_output: Any, admissions: Collection[i
     """
     from vllm.v1.request import RequestStatus
 
-    steered = [
-        request
+    steered = {
+        request.saif.steered.admission: request
         for request in scheduler.requests.values()
         if getattr(request, "saif", None) is not None
-    ]
-    found = [request for request in steered if request.saif.steered.admission in admissions]
-    begins = dict(_computed_before(scheduler_output))
+    }
+    found = [steered[admission] for admission in admissions if admission in steered]
     manager = scheduler.kv_cache_manager
-    spoiled: set[int] = set()
+    begins, null = dict(_computed_before(scheduler_output)), manager.block_pool.null_block.block_id
+    written: set[int] = set()  # by these requests, in this step or later
+    shared: set[int] = set()  # of these, what others find who are steered alike
     for request in found:
-        # In blocks of the scheduler's size: those of a group may be smaller, and so more.
         first = begins.get(request.request_id, 0) // scheduler.block_size
-        for group in manager.get_block_ids(request.request_id):
-            spoiled.update(group[first:])
-    spoiled.discard(manager.block_pool.null_block.block_id)
+        groups = manager.get_block_ids(request.request_id)
+        written.update(block for group in groups for block in group[first:])
+        first = max(first, _first_keyed(request, scheduler.block_size))
+        shared.update(block for group in groups for block in group[first:])
+    if any(not any(manager.get_block_ids(request.request_id)) for request in found) or any(
+        scheduler.saif.is_unheard(admission) for admission in admissions if admission not in steered
+    ):
+        # One was aborted or preempted while the step ran: nobody knows its blocks any more.
+        written.update(range(len(manager.block_pool.blocks)))
+    manager.evict_blocks(written - {null})
     # Who found them in the prefix cache goes on from what is not finite.
     found += [
         request
-        for request in steered
+        for request in steered.values()
         if request not in found
-        and any(not spoiled.isdisjoint(ids) for ids in manager.get_block_ids(request.request_id))
+        and any(
+            not (shared - {null}).isdisjoint(ids)
+            for ids in manager.get_block_ids(request.request_id)
+        )
     ]
-    manager.evict_blocks(spoiled)
     ended: list[Any] = scheduler.finish_requests(
         [request.request_id for request in found], RequestStatus.FINISHED_ERROR
     )
+    scheduler.saif.heard(request.saif.steered.admission for request in ended)
     for request in ended:
         logger.error(
             "request %s (%s): a token's residual stream or its change is not finite; the request "
@@ -71,6 +93,17 @@ def end_requests(scheduler: Any, scheduler_output: Any, admissions: Collection[i
     # Also where all had ended: the step went on writing to their blocks.
     scheduler.saif.scrub()
     return ended
+
+
+def _first_keyed(request: Any, block_size: int) -> int:
+    """The first of a request's blocks that nobody shares but those who are steered alike."""
+    steered: Steered = request.saif.steered
+    n_blocks: int = -(-request.num_tokens // block_size)
+    if any(use.changes_kv for use in steered.sets):
+        for i in range(n_blocks):
+            if steering_key(steered, request.num_prompt_tokens, (i + 1) * block_size) is not None:
+                return i
+    return n_blocks
 
 
 def _computed_before(scheduler_output: Any) -> Iterator[tuple[str, int]]:
@@ -117,7 +150,9 @@ def scrub(kv_caches: object, cache_dtype: str) -> None:
     elif isinstance(kv_caches, Tensor):
         if kv_caches.element_size() > 1:
             torch.nan_to_num_(kv_caches, nan=0.0, posinf=0.0, neginf=0.0)
-            return
-        # In pieces: the memory has no room for masks of a whole cache.
-        for bits in kv_caches.view(torch.uint8).split(1024):
-            bits.masked_fill_((bits & 0x7F) > _LARGEST_FINITE.get(cache_dtype, 0x7E), 0)
+        elif cache_dtype in _LARGEST_FINITE:  # else bytes of another kind, as an indexer's
+            bits = kv_caches.view(torch.uint8)
+            # In pieces: the memory has no room for masks of a whole cache.
+            longest = max(range(bits.ndim), key=lambda dim: bits.shape[dim])
+            for piece in bits.split(256, longest):
+                piece.masked_fill_((piece & 0x7F) > _LARGEST_FINITE[cache_dtype], 0)

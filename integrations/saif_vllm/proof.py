@@ -152,7 +152,7 @@ class Proof:
 
         def wait() -> tuple[int, ...]:
             self.signals.read(until=sent)
-            return self.signals.take_nonfinite()
+            return self.signals.take_nonfinite(until=sent)
 
         return wait
 

@@ -48,3 +48,14 @@ class Seam(NamedTuple):
                 f"got ({', '.join(got)})"
             )
         return function
+
+
+def check_version(lowest: tuple[int, int], beyond: tuple[int, int]) -> None:
+    """Raise RuntimeError unless the installed vLLM is ``>= lowest`` and ``< beyond``."""
+    from vllm.version import __version__, __version_tuple__
+
+    if not lowest <= tuple(__version_tuple__[:2]) < beyond:
+        raise RuntimeError(
+            f"steering supports vLLM >= {lowest[0]}.{lowest[1]}, < {beyond[0]}.{beyond[1]}, "
+            f"got {__version__}"
+        )

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from saif_vllm.config import PLUGIN_NAME, SteeringConfig, check_extension, refuse_disabled
-from saif_vllm.seam import Seam
+from saif_vllm.seam import Seam, check_version
 
 VLLM_RANGE = ((0, 24), (0, 34))  # >= 0.24, < 0.34
 _MARK = "__saif__"
@@ -122,7 +122,7 @@ def check() -> None:
             ``SAIF_DISABLE`` is set.
     """
     refuse_disabled()
-    _check_version()
+    check_version(*VLLM_RANGE)
     for seam in (*_AROUND, SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS):
         seam.check(_owner(seam))
 
@@ -176,17 +176,6 @@ def _check_plugins() -> None:
     raise RuntimeError(
         f"VLLM_PLUGINS: expected it to name {PLUGIN_NAME!r} {reason}, got {allowed!r}"
     )
-
-
-def _check_version() -> None:
-    from vllm.version import __version__, __version_tuple__
-
-    lowest, beyond = VLLM_RANGE
-    if not lowest <= tuple(__version_tuple__[:2]) < beyond:
-        raise RuntimeError(
-            f"steering supports vLLM >= {lowest[0]}.{lowest[1]}, < {beyond[0]}.{beyond[1]}, "
-            f"got {__version__}"
-        )
 
 
 def _owner(seam: Seam) -> Any:
@@ -246,9 +235,10 @@ def _process_inputs(
     # A piece of streaming input has been checked as such.
     piece = kwargs.get("resumable", False)
     with refused():
-        asked = (
-            parse(params.extra_args, self.saif) if piece else check_parameters(params, self.saif)
-        )
+        if piece:
+            asked = parse(params.extra_args, self.saif)
+        else:
+            asked = check_parameters(params, self.saif)
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if asked is not None:
         pin(request.sampling_params, asked)
@@ -362,13 +352,11 @@ def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: 
 def _update_from_output(
     original: Any, self: Any, scheduler_output: Any, model_runner_output: Any
 ) -> Any:
-    found = getattr(model_runner_output, "saif_nonfinite", ())
-    if not found:
+    if not hasattr(model_runner_output, "saif_nonfinite"):
         return original(self, scheduler_output, model_runner_output)
-    from saif_vllm.nonfinite import end_requests, error_outputs
+    from saif_vllm.nonfinite import end_and_update
 
-    ended = end_requests(self, scheduler_output, found)
-    return error_outputs(original(self, scheduler_output, model_runner_output), ended)
+    return end_and_update(original, self, scheduler_output, model_runner_output)
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:

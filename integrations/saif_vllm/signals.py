@@ -45,7 +45,7 @@ class Signals:
         self._sent: deque[_Sent] = deque()
         self._hosts = [self._new_host()]  # to send to
         self._told: dict[tuple[str, int], int] = {}  # admission by what was told, and row
-        self._nonfinite: set[int] = set()
+        self._nonfinite: list[tuple[int, int]] = []  # admissions, with the number they came by
         self._lock = threading.Lock()
 
     def watch(self, row: int, steered: Steered) -> None:
@@ -93,22 +93,24 @@ class Signals:
                 if arrived is None or arrived.query():
                     self._sent.popleft()
                     self._hosts.append(host)
-                    self._understand(host, watched)
+                    self._understand(number, host, watched)
                     continue
             if number > until:
                 return
             arrived.synchronize()  # not under the lock: the next step is sent meanwhile
 
-    def take_nonfinite(self) -> tuple[int, ...]:
-        """Requests, by admission, of which a token was found not to be finite since the last call.
+    def take_nonfinite(self, until: int) -> tuple[int, ...]:
+        """Requests, by admission, of which a token was found not to be finite since the last call,
+        by what was sent up to the number ``until``.
 
         A request comes again with each further step that it runs in.
         """
         with self._lock:
-            found, self._nonfinite = self._nonfinite, set()
+            found = {admission for number, admission in self._nonfinite if number <= until}
+            self._nonfinite = [entry for entry in self._nonfinite if entry[0] > until]
         return tuple(sorted(found))
 
-    def _understand(self, host: Tensor, watched: Mapping[int, Steered]) -> None:
+    def _understand(self, number: int, host: Tensor, watched: Mapping[int, Steered]) -> None:
         missed, flags = int(host.numpy()[0]), host.numpy()[1:]
         if missed:
             raise RuntimeError(
@@ -120,7 +122,7 @@ class Signals:
         nonfinite, shortened, *dose = flags.reshape(-1, len(self._tally.table))
         for row in nonfinite.nonzero()[0].tolist():
             if (admission := watched[row].admission) >= 0:  # not of the canary
-                self._nonfinite.add(admission)
+                self._nonfinite.append((number, admission))
         for row in shortened.nonzero()[0].tolist():
             self._tell(
                 "shortened",

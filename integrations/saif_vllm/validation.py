@@ -56,8 +56,9 @@ def check_parameters(params: Any, catalog: SetCatalog | None) -> Parsed | None:
 
     if isinstance(params, SamplingParams):
         asked = parse(params.extra_args, catalog)
-        if asked is not None:
-            check_scope(asked, _wants_prompt_logprobs(params), params.max_tokens)
+        if asked is not None and catalog is not None:
+            max_tokens = params.max_tokens or catalog.max_tokens
+            check_scope(asked, _wants_prompt_logprobs(params), max_tokens)
         return asked
     if parse(getattr(params, "extra_kwargs", None), catalog) is not None:
         raise ValueError("saif: expected a generation request, got a pooling request")

@@ -135,7 +135,8 @@ def steer_tile(
     b_reach = tl.sum(tl.abs(b_weight) * b_norm[None, :], axis=1)
     b_norm = tl.load(bank.vector_norm + o_slot, mask=m_m, other=0.0)
     b_reach += tl.sum(tl.abs(b_strength) * b_norm[None, :], axis=1)
-    m_short = b_reach <= longest(b_x2, max_dose, LARGEST)  # NaN is not <=
+    # NaN is not <=, nor <.
+    m_short = (b_reach <= longest(b_x2, max_dose, LARGEST)) & (b_x2 < float("inf"))
     too_long = tl.max((m_t & (m_short == 0)).to(tl.int32))
     if too_long == 0:
         if p_dose is not None:  # at once: what is held until the end takes registers

@@ -249,8 +249,9 @@ def steer_token(
             factor = shortened(part_change2, part_x2, max_dose, LARGEST)
         else:
             x2 = tl.sum(tl.load(p_x2 + i_t * N_PARTS + tl.arange(0, N_PARTS)), axis=0)
-            # Mostly its reach says that the change is short enough. (NaN is not <=.)
-            factor = tl.where(reach <= longest(x2, max_dose, LARGEST), 1.0, -1.0)
+            # Mostly its reach says that the change is short enough. (NaN is not <=, nor <.)
+            short = (reach <= longest(x2, max_dose, LARGEST)) & (x2 < float("inf"))
+            factor = tl.where(short, 1.0, -1.0)
             if factor < 0:
                 change2 = 0.0
                 for i in range(N_PARTS):
