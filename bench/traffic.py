@@ -115,8 +115,8 @@ INTRODUCTION = f"""\
 # Bytes moved, on paper
 
 Rows only, bf16. floor: every needed byte once, which is 3 * T * d * 2 and the rows of the distinct
-sets. hbm: with an L2 cache of {L2_BYTES >> 20} MiB. L2: what the programs ask for. Block sizes are the
-kernels' own.
+sets. hbm: with an L2 cache of {L2_BYTES >> 20} MiB. L2: what the programs ask for. Block sizes are
+the kernels' own.
 """
 
 
