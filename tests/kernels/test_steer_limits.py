@@ -99,6 +99,27 @@ def test_a_token_that_is_not_finite_keeps_its_bits_and_changes_no_other(
 @ops
 @regimes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan], ids=["inf", "nan"])
+@pytest.mark.parametrize("change", ["none", "ablate"])
+def test_a_stream_that_is_not_finite_is_seen_where_a_set_changes_nothing(
+    op: str, regime: str, dtype: torch.dtype, broken: float, change: str, make: Case
+) -> None:
+    # As at a layer that a request's set leaves alone, above one that it edits.
+    make.bank.vector.zero_()
+    make.bank.vector_norm.zero_()
+    make.bank.p.zero_()
+    make.bank.q.fill_(-1.0 if change == "ablate" else 0.0)
+    make.bank.lo.fill_(-torch.inf)
+    if change == "none":
+        make.bank.n_latents.zero_()
+    make.hidden[2, 5] = broken
+    _, dose = run(op, make, max_dose=64.0)
+    assert dose[2].isinf().all()
+
+
+@ops
+@regimes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_change_that_overflows_is_not_made(
     op: str, regime: str, dtype: torch.dtype, make: Case
 ) -> None:
