@@ -95,23 +95,30 @@ def shortened_torch(
     Returns:
         The change to add [t, d_model], and the dose [t, n_parts, 2] fp32.
     """
-    part_d = -(-change.shape[1] // n_parts)
-    padding = (0, n_parts * part_d - change.shape[1])
-    parts = [pad(rows, padding).unflatten(1, (n_parts, part_d)) for rows in (change, x)]
-    dose = torch.stack([part.square().sum(-1) for part in parts], -1)
+    parts = [_parts(rows, n_parts) for rows in (change, x)]
+    dose = torch.stack([torch.linalg.vecdot(part, part) for part in parts], -1)
     change2, x2 = dose.sum(1).unbind(1)
-    length, longest = change2.sqrt(), (largest - x2.sqrt()).clamp(min=0)
+    x_length = x2.sqrt()
+    longest = (largest - x_length).clamp_(min=0)
     if max_dose is not None:
-        longest = torch.minimum(longest, max_dose * x2.sqrt())
+        longest = torch.minimum(longest, max_dose * x_length)
+    if ((change2 <= longest.square()) & (x2 < torch.inf)).all():  # NaN is not <=, nor <
+        return change, dose.float()
+    length = change2.sqrt()
     factor = torch.where(length > longest, longest / length, 1.0)[:, None]
     infinite = ~dose.isfinite().all(2).all(1, keepdim=True)
-    if (factor < 1).any() or infinite.any():
-        factor = torch.where(infinite, 0.0, factor)
-        change = torch.where(factor > 0, change * factor, 0.0)
-        dose[..., 0] *= factor.square()
-        dose[..., 1].copy_(torch.where(factor < 1, -dose[..., 1], dose[..., 1]))
-        dose = torch.where(infinite[..., None], torch.inf, dose)
-    return change, dose.float()
+    factor = torch.where(infinite, 0.0, factor)
+    change = torch.where(factor > 0, change * factor, 0.0)
+    dose[..., 0] *= factor.square()
+    dose[..., 1].copy_(torch.where(factor < 1, -dose[..., 1], dose[..., 1]))
+    return change, torch.where(infinite[..., None], torch.inf, dose).float()
+
+
+def _parts(rows: Tensor, n_parts: int) -> Tensor:
+    """Rows [t, d_model] cut up: [t, n_parts, part_d], the last part filled up with 0."""
+    padding = -rows.shape[1] % n_parts
+    filled = pad(rows, (0, padding)) if padding else rows
+    return filled.reshape(len(rows), n_parts, filled.shape[1] // n_parts)
 
 
 def rounded_torch(values: Tensor, dtype: torch.dtype) -> Tensor:
