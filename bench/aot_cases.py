@@ -152,14 +152,12 @@ def cases() -> Iterator[Case]:
                 typical = partial(launch, TYPICAL_D, dtype)
                 yield Case(op, name, TYPICAL_D, dtype, typical)
     for name in ("few tokens", "many tokens"):
-        launch = REGIMES["steer_"][name]
-        for d_model in D_MODELS:
-            if d_model != TYPICAL_D:
-                yield Case("steer_", name, d_model, bf16, partial(launch, d_model, bf16))
-        alone = partial(launch, TYPICAL_D, bf16, with_residual=False)
+        alone = partial(REGIMES["steer_"][name], TYPICAL_D, bf16, with_residual=False)
         yield Case("steer_", f"{name}, no residual", TYPICAL_D, bf16, alone)
-        capped = partial(REGIMES["steer_"][f"{name}, dose"], TYPICAL_D, bf16, max_dose=1.0)
-        yield Case("steer_", f"{name}, capped", TYPICAL_D, bf16, capped)
+        # What saif_vllm launches.
+        capped = partial(REGIMES["steer_"][f"{name}, dose"], max_dose=64.0)
+        for d_model in D_MODELS:
+            yield Case("steer_", f"{name}, capped", d_model, bf16, partial(capped, d_model, bf16))
     for dtype in (torch.int32, torch.int64):
         positions = partial(prepare_steps, dtype)
         yield Case("prepare_steps_", "positions", TYPICAL_D, dtype, positions)
