@@ -117,5 +117,5 @@ def test_a_plain_engine_that_has_the_plugin_refuses_to_steer(
     _, _, without = first_with
     refused = without.batches[1]
     assert refused["type"] == "SteeringRequestError"  # a ValueError: scenario.py catches no other
-    assert "saif: this engine does not steer; start it with saif_vllm" in refused["error"]
+    assert "'saif': this engine does not steer; start it with saif_vllm" in refused["error"]
     compare(without, plain, batch=2)  # and goes on
