@@ -57,7 +57,7 @@ def test_the_name_in_a_directorys_config(tmp_path: Path, monkeypatch) -> None:
     [("models--google--gemma-2-2b", "google/gemma-2-2b"), ("models--gpt2", "gpt2")],
 )
 def test_the_name_of_a_snapshot_in_the_hubs_cache(cached: str, name: str) -> None:
-    assert stored_name(f"/root/.cache/huggingface/hub/{cached}/snapshots/607a30d7") == name
+    assert stored_name(f"/home/user/.cache/huggingface/hub/{cached}/snapshots/607a30d7") == name
 
 
 @pytest.mark.parametrize(
