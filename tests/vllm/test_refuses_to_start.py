@@ -197,7 +197,7 @@ def test_every_seam_is_checked_against_its_signature() -> None:
     assert "EngineCore.preprocess_add_request: expected a function, got nothing" in done.stdout
     assert done.stdout.count("steering supports vLLM") == 2
     assert "expected the keywords resumable, got (self, request_id, prompt" in done.stdout
-    assert "14 checked" in done.stdout
+    assert "18 checked" in done.stdout
 
 
 BAD_SETS = """
