@@ -40,7 +40,8 @@ class Signals:
 
     def __init__(self, tally: Tally, warn_dose: float | None) -> None:
         self._tally, self._warn_dose = tally, warn_dose
-        self._watched: Mapping[int, Steered] = {}  # by row; replaced, never changed
+        self._watched: dict[int, Steered] = {}  # by row
+        self._snapshot: Mapping[int, Steered] | None = None  # of it, as long as it stays the same
         self._number = 0
         self._sent: deque[_Sent] = deque()
         self._hosts = [self._new_host()]  # to send to
@@ -50,11 +51,12 @@ class Signals:
 
     def watch(self, row: int, steered: Steered) -> None:
         """The counters of ``row`` are those of this request from now on."""
-        self._watched = {**self._watched, row: steered}
+        self._watched[row], self._snapshot = steered, None
 
     def forget(self, row: int) -> None:
         """Nobody has ``row`` any more; its counters are 0."""
-        self._watched = {other: steered for other, steered in self._watched.items() if other != row}
+        self._watched.pop(row, None)
+        self._snapshot = None
 
     def send(self) -> int:
         """Send the counters as they are; returns the number by which to read them."""
@@ -70,8 +72,10 @@ class Signals:
         if flags.is_cuda:
             arrived = torch.cuda.Event()
             arrived.record()
+        if self._snapshot is None:
+            self._snapshot = dict(self._watched)
         self._number += 1
-        self._sent.append(_Sent(self._number, host, arrived, self._watched))
+        self._sent.append(_Sent(self._number, host, arrived, self._snapshot))
         return self._number
 
     def _new_host(self) -> Tensor:
