@@ -88,9 +88,9 @@ def steer_tile(
 ):
     """Steer a tile whose live tokens share their sets, of at most BLOCK_K live latents together.
 
-    Unless some change may be too long: then 1 is returned, and nothing was written. The lengths of
-    a change's terms, which it cannot exceed, mostly say that it is short enough, before a channel
-    of it is known.
+    Returns, a bit for each token, those whose change may be too long: nothing was written of them.
+    The lengths of a change's terms, which it cannot exceed, mostly say that it is short enough,
+    before a channel of it is known.
     """
     DTYPE: tl.constexpr = x.hidden.dtype.element_ty
     WIDTH: tl.constexpr = 128 // DTYPE.primitive_bitwidth  # channels that a thread loads at once
@@ -137,8 +137,9 @@ def steer_tile(
     b_reach += tl.sum(tl.abs(b_strength) * b_norm[None, :], axis=1)
     # NaN is not <=, nor <.
     m_short = (b_reach <= longest(b_x2, max_dose, LARGEST)) & (b_x2 < float("inf"))
-    too_long = tl.max((m_t & (m_short == 0)).to(tl.int32))
-    if too_long == 0:
+    long = tl.sum(tl.where(m_t & (m_short == 0), 1 << tl.arange(0, BLOCK_T), 0))
+    m_t = m_t & m_short
+    if tl.max(m_t.to(tl.int32)) > 0:
         if p_dose is not None:  # at once: what is held until the end takes registers
             tl.store(dose_at(p_dose, o_t, 0) + 1, b_x2, mask=m_t)
         latents, vectors = as_operands(b_weight, DTYPE), as_operands(b_strength, DTYPE)
@@ -160,4 +161,4 @@ def steer_tile(
             tl.store(p_hidden, b_steered, mask=m_td)
         if p_dose is not None:
             tl.store(dose_at(p_dose, o_t, 0), tl.sum(b_squares, axis=1), mask=m_t)
-    return too_long
+    return long

@@ -273,7 +273,8 @@ def _tile_kernel(
     """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
 
     A tile's rows are written by walker 0 alone, or each by the walker of its token. Walker 0 walks,
-    too, where a change of the tile may have to be shortened.
+    too, to the tokens of the tile whose change may have to be shortened: the others' bits are then
+    the same as without these.
     """
     i_tile = tl.program_id(0).to(tl.int64)
     i_walker = tl.program_id(1)
@@ -285,23 +286,25 @@ def _tile_kernel(
     if lead >= 0:
         n_latents = shared_latents(bank, tokens, b_row, m_t, lead, M)
         n_walkers = tl.num_programs(1)
+        todo = -1  # a bit for each token that is walked to
         if (n_latents > 0) & (n_latents <= MAX_LATENTS):
-            n_walkers = 0
+            n_walkers = 1
+            todo = 0
             if i_walker == 0:
                 if n_latents <= 16:
-                    n_walkers = steer_tile(
+                    todo = steer_tile(
                         x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
                         D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, LARGEST,
                     )  # fmt: skip
                 else:
-                    n_walkers = steer_tile(
+                    todo = steer_tile(
                         x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
                         D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, LARGEST,
                     )  # fmt: skip
-        if n_walkers > 0:  # also with constants alone, which share nothing but a vector
+        if todo != 0:  # also with constants alone, which share nothing but a vector
             o_d = tl.arange(0, WALK_D)
             for i in range(i_walker, BLOCK_T, n_walkers):
-                if i_tile * BLOCK_T + i < n_tokens:
+                if (i_tile * BLOCK_T + i < n_tokens) & (((todo >> i) & 1) != 0):
                     steer_token(
                         x, bank, tokens, None, None, p_dose, max_dose,
                         i_tile * BLOCK_T + i, 0, o_d, o_d < D,
