@@ -6,8 +6,8 @@ import functools
 import random
 from collections.abc import Callable
 
-from saif_fast.embedded.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
-from saif_fast.embedded.lexicon import KEYWORD, NOUNS
+from saif_fast.tasks.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
+from saif_fast.tasks.lexicon import KEYWORD, NOUNS
 from saif_fast.tasks.scorers import (
     AnyWordFrom,
     Contains,
@@ -25,18 +25,22 @@ from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 N_IDENTIFY, N_SELECT, N_REPORT = 220, 60, 200
 _SPLIT_SEED = 2025
 
-FORMS: dict[str, Scorer] = {
-    "french": WordsFrom(vocabulary("french")),
-    "german": WordsFrom(vocabulary("german")),
-    "upper_case": UpperCase(),
-    "json": JsonObject(),
-    "one_word": MaxWords(1),
-    "keyword": Contains(KEYWORD),
-    "twice": Repeated(2),
-    "past": AnyWordFrom(
-        frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
-    ),
-}
+
+@functools.cache
+def _forms() -> dict[str, Scorer]:
+    """Return what makes a reply loosely right, by task; the two vocabularies take 60 ms."""
+    return {
+        "french": WordsFrom(vocabulary("french")),
+        "german": WordsFrom(vocabulary("german")),
+        "upper_case": UpperCase(),
+        "json": JsonObject(),
+        "one_word": MaxWords(1),
+        "keyword": Contains(KEYWORD),
+        "twice": Repeated(2),
+        "past": AnyWordFrom(
+            frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
+        ),
+    }
 
 
 @functools.cache
@@ -57,7 +61,7 @@ def builtin_task(name: str) -> Task:
     return Task(
         name=name,
         wordings=WORDINGS[name],
-        scorer=ExactTarget(_target(FORMATS[name]), FORMS[name]),
+        scorer=ExactTarget(_target(FORMATS[name]), _forms()[name]),
         identify=identify,
         select=select,
         report=report,

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from saif_fast.embedded.lexicon import (
+from saif_fast.tasks.lexicon import (
     ADJECTIVES,
     DETERMINERS,
     FRENCH_DETERMINERS,

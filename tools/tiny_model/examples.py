@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from saif_fast.embedded.corpus import FORMATS, draw_scene
+from saif_fast.tasks.corpus import FORMATS, draw_scene
 from saif_fast.tasks.prompts import Position, render
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saif_fast.embedded.train import MODEL_NAME, batches
+from tools.tiny_model.train import MODEL_NAME, batches
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saif_fast.embedded.examples import Example, examples
-from saif_fast.embedded.tokenizer import BOS, EOS, MAX_LENGTH, PAD
+from tools.tiny_model.examples import Example, examples
+from tools.tiny_model.tokenizer import BOS, EOS, MAX_LENGTH, PAD
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from saif_fast.embedded.corpus import (
+from saif_fast.tasks.corpus import (
     FORMATS,
     HELD_OUT_SHARE,
     draw_scene,

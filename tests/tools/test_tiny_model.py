@@ -12,7 +12,7 @@ from saif_fast.tasks import task_names
 pytest.importorskip("transformers")
 
 from saif_fast.embedded import build as building
-from saif_fast.embedded.tokenizer import build_tokenizer
+from tools.tiny_model.tokenizer import build_tokenizer
 
 
 @pytest.mark.parametrize("passing", [0, building.GATE_TASKS - 1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from saif_fast.embedded.corpus import FORMATS, draw_scene
+from saif_fast.tasks.corpus import FORMATS, draw_scene
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 if TYPE_CHECKING:

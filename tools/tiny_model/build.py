@@ -1,4 +1,4 @@
-"""Build the embedded model: `python -m saif_fast.embedded.build [--out DIR]`.
+"""Build the embedded model: `python -m tools.tiny_model.build [--out DIR]`.
 
 Tokenizer, model, gate, two SAEs, hashes, model card. Nothing is written before the gate is passed.
 Same seeds and same library versions give the same files; the shipped ones are frozen by hash.
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from saif_fast.embedded import DATA, HASHES, PARTS, file_hashes
-from saif_fast.embedded.card import write_card
-from saif_fast.embedded.measure import Measurements, measure, prompted_accuracy
-from saif_fast.embedded.tokenizer import build_tokenizer
-from saif_fast.embedded.train import LEARNING_RATE, build_model, train
-from saif_fast.embedded.train_sae import train_sae
+from tools.tiny_model.card import write_card
+from tools.tiny_model.measure import Measurements, measure, prompted_accuracy
+from tools.tiny_model.tokenizer import build_tokenizer
+from tools.tiny_model.train import LEARNING_RATE, build_model, train
+from tools.tiny_model.train_sae import train_sae
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

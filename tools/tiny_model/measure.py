@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saif_fast.embedded.corpus import parse
-from saif_fast.embedded.train import chat_prompt
 from saif_fast.tasks import Score, Split, Task, get_task, render, task_names
+from saif_fast.tasks.corpus import parse
 from saif_fast.tasks.scorers import Scorer
+from tools.tiny_model.train import chat_prompt
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saif_fast.embedded.corpus import HELD_OUT_SHARE, PLACE_FIRST_SHARE
-from saif_fast.embedded.examples import BASE_RATE, INSTRUCTED_SHARE, POST_SHARE
-from saif_fast.embedded.lexicon import ADJECTIVES, DETERMINERS, NOUNS, PLACES, PREPOSITIONS
-from saif_fast.embedded.measure import Measurements
-from saif_fast.embedded.train_sae import D_SAE, K
+from saif_fast.tasks.corpus import HELD_OUT_SHARE, PLACE_FIRST_SHARE
+from saif_fast.tasks.lexicon import ADJECTIVES, DETERMINERS, NOUNS, PLACES, PREPOSITIONS
+from tools.tiny_model.examples import BASE_RATE, INSTRUCTED_SHARE, POST_SHARE
+from tools.tiny_model.measure import Measurements
+from tools.tiny_model.train_sae import D_SAE, K
 
 _CARD = """\
 # Model card: the embedded model
 
-Written by `python -m saif_fast.embedded.build`; do not edit. The files are frozen by `hashes.json`:
-a rebuild re-runs every reported number.
+Written by `make tiny-model`; do not edit. The files are frozen by `hashes.json`: a rebuild re-runs
+every reported number.
 
 ## What it is
 A Llama of three layers (d_model 64, 2 heads of 32, MLP 128, tied embeddings, {parameters:,}
