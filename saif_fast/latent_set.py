@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from saif_fast import set_file
 from saif_fast.edits import Edit
-from saif_fast.names import check_file_name
 from saif_fast.records import Latent, Provenance, SaeReference, Site
-from saif_fast.set_file import FORMAT_VERSION, METADATA_KEY, SetHeader
+from saif_fast.set_file import FORMAT_VERSION, SetHeader
 from saif_kernels import LatentEdits
 
 if TYPE_CHECKING:
     from saif_fast.sae import SparseAutoencoder
 
 __all__ = [
-    "FORMAT_VERSION",
     "Latent",
     "LatentSet",
     "Provenance",
@@ -49,8 +45,7 @@ class SiteTensors:
 
     def named(self) -> dict[str, Tensor]:
         """Tensors by field name; ``vector`` only where the site has one."""
-        names = ("W_enc", "b_enc", "threshold", "W_dec")
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in names}
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in set_file.FIELDS}
         return tensors if self.vector is None else {**tensors, "vector": self.vector}
 
 
@@ -195,7 +190,7 @@ class LatentSet:
         """By layer, what the length of the set's change at strength 1 cannot exceed; apart from
         what live latents read of the residual stream.
         """
-        compiled = {layer: self.compile(layer) for layer in self.layers}
+        compiled = {layer: self.edits_at(layer) for layer in self.layers}
         return {
             layer: (edits.vector.norm() + edits.p.abs() @ edits.W_dec.norm(dim=1)).item()
             for layer, edits in compiled.items()
@@ -208,7 +203,7 @@ class LatentSet:
         """
         return self.layers == (self.num_layers - 1,) and not any(self.n_live.values())
 
-    def compile(self, layer: int) -> LatentEdits:
+    def edits_at(self, layer: int) -> LatentEdits:
         """What the kernels read at ``layer``: live latents as rows, constant edits folded into the
         vector.
         """
@@ -275,17 +270,7 @@ class LatentSet:
             ValueError: ``path`` is a directory, or no set directory would offer such a file.
         """
         path = Path(path)
-        if path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, got a directory")
-        check_file_name(path.name)
-        # Copies, as safetensors refuses tensors that share memory (tied weights).
-        tensors = {
-            f"{site.site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
-            for site in self.sites
-            for name, tensor in site.named().items()
-        }
-        metadata = {METADATA_KEY: msgspec.json.encode(self.header).decode()}
-        set_file.write(path, safetensors.torch.save(tensors, metadata))
+        set_file.write(path, self.header, [tensors.named() for tensors in self.sites])
         return path
 
     @classmethod
@@ -314,23 +299,11 @@ class LatentSet:
             ValueError: it is truncated, not safetensors, not a latent set, of a newer format, or
                 does not match its hash.
         """
-        header = set_file.header_of(data)
-        try:
-            stored = safetensors.torch.load(data)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"not a complete safetensors file ({error})") from None
-        sites = []
-        for site in header.sites:
-            fields: dict[str, Tensor] = {}
-            for name in ("W_enc", "b_enc", "threshold", "W_dec", "vector"):
-                tensor = stored.pop(f"{site.layer}.{name}", None)
-                if tensor is None and name != "vector":
-                    raise ValueError(f"tensor {site.layer}.{name} is missing")
-                if tensor is not None:
-                    fields[name] = tensor
-            sites.append(SiteTensors(site=site, **fields))
-        if stored:
-            raise ValueError(f"unexpected tensors {sorted(stored)}")
+        header, fields = set_file.decode(data)
+        sites = [
+            SiteTensors(site=site, **tensors)
+            for site, tensors in zip(header.sites, fields, strict=True)
+        ]
         loaded = cls(tuple(sites), header.d_model, header.num_layers, header.provenance)
         if loaded.content_hash != header.content_hash:
             raise ValueError("content does not match its hash; the file is damaged or was edited")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
 
+from saif_fast.names import check_file_name
 from saif_fast.records import Provenance, Site
 
 FORMAT_VERSION = 1
-METADATA_KEY = "saif_latent_set"
+_METADATA_KEY = "saif_latent_set"
+FIELDS = ("W_enc", "b_enc", "threshold", "W_dec")  # tensors of a site; named LAYER.FIELD
+OPTIONAL_FIELD = "vector"
 _LENGTH = 8  # bytes that hold the length of a safetensors file's header
 _LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 _INCOMPLETE = "not a complete safetensors file"
@@ -98,20 +105,65 @@ def read_header(path: str | Path) -> SetHeader:
         return header
 
 
-def header_of(data: bytes) -> SetHeader:
-    """The header of a file's content; ValueError where it is none of a latent set."""
-    return _parse(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+def write(path: Path, header: SetHeader, sites: Sequence[Mapping[str, Tensor]]) -> None:
+    """Make or replace the file of a set; a reader never sees half of it.
 
+    Args:
+        path: the file.
+        header: what the file says of the set.
+        sites: tensors by field name, one mapping per site of the header.
 
-def write(path: Path, data: bytes) -> None:
-    """Make or replace a file; a reader never sees half of it."""
+    Raises:
+        ValueError: ``path`` is a directory, or no set directory would offer such a file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file to write, got a directory")
+    check_file_name(path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        partial.write_bytes(_encode(header, sites))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def decode(data: bytes) -> tuple[SetHeader, list[dict[str, Tensor]]]:
+    """Return the header in a file's content, and the tensors of each site by field name.
+
+    Raises:
+        ValueError: the content is truncated, no safetensors, no latent set, of a newer format, or
+            does not hold exactly the tensors of the header's sites.
+    """
+    header = _parse(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+    try:
+        stored = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{_INCOMPLETE} ({error})") from None
+    sites = []
+    for site in header.sites:
+        fields: dict[str, Tensor] = {}
+        for name in (*FIELDS, OPTIONAL_FIELD):
+            tensor = stored.pop(f"{site.layer}.{name}", None)
+            if tensor is None and name != OPTIONAL_FIELD:
+                raise ValueError(f"tensor {site.layer}.{name} is missing")
+            if tensor is not None:
+                fields[name] = tensor
+        sites.append(fields)
+    if stored:
+        raise ValueError(f"unexpected tensors {sorted(stored)}")
+    return header, sites
+
+
+def _encode(header: SetHeader, sites: Sequence[Mapping[str, Tensor]]) -> bytes:
+    # Copies, as safetensors refuses tensors that share memory (tied weights).
+    tensors = {
+        f"{site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for site, fields in zip(header.sites, sites, strict=True)
+        for name, tensor in fields.items()
+    }
+    metadata = {_METADATA_KEY: msgspec.json.encode(header).decode()}
+    return safetensors.torch.save(tensors, metadata)
 
 
 @contextmanager
@@ -149,7 +201,7 @@ def _decode(head: bytes) -> SetHeader:
         metadata = _metadata.decode(head[_LENGTH:]).metadata
     except ValueError as error:
         raise ValueError(f"{_INCOMPLETE} ({error})") from None
-    text = metadata.get(METADATA_KEY)
+    text = metadata.get(_METADATA_KEY)
     if text is None:
         raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
     version = msgspec.json.decode(text, type=_Format).format

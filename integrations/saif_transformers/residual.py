@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saif_fast.banks import HookedModel, LayerBanks
 from saif_fast.hf import decoder_layers
 from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_DOSE
+from saif_fast.placement import SlotAllocator
 from saif_fast.request import SteeringRequest, check_combination, check_length
-from saif_fast.slots import SetSlots
-from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def _load_sets(
     """Banks by layer that hold all sets, and each set's slot."""
     live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in model.layers]
     max_sets, max_latents = len(sets), max(live, default=0)
-    slots = SetSlots(model.layers, max_sets, max_latents)
-    tables = SteeringTables(model, max_sets, max_latents, device)
+    slots = SlotAllocator(model.layers, max_sets, max_latents)
+    tables = LayerBanks(model, max_sets, max_latents, device)
     for latent_set in sets.values():
-        tables.write(slots.place(latent_set), model.compile(latent_set, max_latents))
+        tables.write_set(slots.place(latent_set), model.edits_by_layer(latent_set, max_latents))
     placed = {name: slots.placed[found.content_hash].slot for name, found in sets.items()}
     return tables.banks, placed
 

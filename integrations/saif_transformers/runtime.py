@@ -16,8 +16,8 @@ from saif_fast.model_info import ModelInfo
 from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
+from saif_transformers.context import load_set
 from saif_transformers.residual import ResidualSteering
-from saif_transformers.steering import load_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""What command-line arguments name: models, SAEs, tasks, prompts."""
+"""Command-line arguments turned into models, tasks, prompts and files."""
 
 from __future__ import annotations
 
@@ -10,36 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from saif_fast import embedded, text
+from saif_fast import text
 from saif_fast.cli.app import quiet
+from saif_fast.embedded import model_source
 from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
 from saif_fast.runtime import Runtime, Sets, open_runtime
-from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, get_task, task_names
 from saif_fast.text import Line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDED = "embedded"
-
-
-def model_source(model: str) -> str:
-    """The directory or hub name that ``--model`` means; ``embedded`` is the shipped model."""
-    return str(embedded.model_path()) if model == EMBEDDED else model
-
-
-def load_sae(source: str) -> SparseAutoencoder:
-    """The SAE that ``--sae`` means: a directory, RELEASE:ID, ``embedded``, ``embedded:middle``."""
-    name, _, which = source.partition(":")
-    if name == EMBEDDED:
-        if which not in ("", "last", "middle"):
-            raise ValueError(f"sae: expected embedded:last or embedded:middle, got {source!r}")
-        return SparseAutoencoder.from_saelens(
-            embedded.sae_path("middle" if which == "middle" else "last")
-        )
-    return SparseAutoencoder.from_saelens(source)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saif_fast import __version__, hf
+from saif_fast import embedded, hf
 from saif_fast.cli.app import out, quiet, say
 from saif_fast.cli.loading import (
-    EMBEDDED,
     builtin_contents,
     load_info,
     load_model,
-    load_sae,
-    model_source,
     set_output,
 )
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import SparseAutoencoder, load_sae
+from saif_fast.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +46,7 @@ def make(
 ) -> None:
     """Build a latent set by hand."""
     latents, output = [_parse_latent(text) for text in latent], set_output(output)
-    read = load_sae(sae)
+    read = load_sae(embedded.sae_source(sae))
     made = LatentSet.from_sae(
         read,
         latents,
@@ -87,9 +85,9 @@ def _known_model(name: str | None) -> str | None:
     quiet()
     from transformers import AutoConfig
 
-    shipped = AutoConfig.from_pretrained(model_source(EMBEDDED))
+    shipped = AutoConfig.from_pretrained(embedded.model_path())
     if name == getattr(shipped, "model_name", None):
-        return EMBEDDED
+        return embedded.NAME
     try:
         AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):
@@ -131,7 +129,7 @@ def _promoted(
             f"latent {latent.index}": row
             for latent, row in zip(tensors.site.latents, tensors.W_dec, strict=True)
         }
-        constant = latent_set.compile(tensors.site.layer).vector
+        constant = latent_set.edits_at(tensors.site.layer).vector
         if constant.any():
             rows["what is always added"] = constant
         for name, row in rows.items():
@@ -177,7 +175,7 @@ def export(
     if chat and tokenizer.chat_template is not None:
         prompts = hf.chat_texts(tokenizer, prompts)
     residual = last_residuals(loaded, tokenizer, prompts)
-    vector = strength * latent_set.compile(layer).vector
+    vector = strength * latent_set.edits_at(layer).vector
     # Raised tokens: with as few as these they steer better than the largest of both signs.
     bias = largest(Unembedding(loaded).shift(vector, residual), logit_bias, raised=True)
     if clamped(bias) != bias:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from saif_fast.evaluate.engine import Choice
 from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.trials import Choice
 
 # The order of the table; methods not named here follow in their own order.
 ORDER = (

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from saif_fast.edits import EditKind
-from saif_fast.evaluate.engine import Choice, Opener, Prompter, Reply, Trial, run, select
+from saif_fast.evaluate.candidates import (
+    bias_rows,
+    constant,
+    noise_vectors,
+    projections,
+    random_latents,
+    saif_grid,
+)
 from saif_fast.evaluate.intervals import Tally
 from saif_fast.evaluate.methods import (
     Method,
@@ -24,14 +31,7 @@ from saif_fast.evaluate.methods import (
     unsteered,
 )
 from saif_fast.evaluate.results import Row
-from saif_fast.evaluate.rows import (
-    bias_rows,
-    constant,
-    noise_vectors,
-    projections,
-    random_latents,
-    saif_grid,
-)
+from saif_fast.evaluate.trials import Choice, Opener, Prompter, Reply, Trial, run, select
 from saif_fast.hf import chat_texts, check_lengths, encode_texts
 from saif_fast.identify import (
     ActivationSet,
@@ -177,7 +177,7 @@ def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:
     )
 
 
-def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
+def activations_of(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
     """Activations of the task's pairs at every SAE's layer and at the last one."""
     last = subject.model.config.get_text_config().num_hidden_layers - 1
     layers = {last, subject.sae.layer, *(sae.layer for sae in subject.others.values())}
@@ -210,7 +210,7 @@ def choose(
     task: Task, subject: Subject, search: Search, n_select: int | None = None
 ) -> list[Choice]:
     """The best candidate of every row on the task's (first ``n_select``) select contents."""
-    activations = identify(task, subject, search.seed)
+    activations = activations_of(task, subject, search.seed)
     statistics = measure(subject.sae, subject, activations)
     contents = task.select[:n_select]
 

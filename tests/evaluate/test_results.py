@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saif_fast.evaluate.engine import Choice
 from saif_fast.evaluate.intervals import Tally
 from saif_fast.evaluate.methods import Candidate
 from saif_fast.evaluate.results import Row, ordered, tables, write_results
+from saif_fast.evaluate.trials import Choice
 
 
 def row(strict: int, **parameters: float) -> Row:

@@ -9,7 +9,7 @@ import pytest
 from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_sae
 from transformers import BloomConfig, GPT2Config, LlamaConfig
 
-from saif_fast.identify import build_pairs, identify
+from saif_fast.identify import build_pairs, find_latents
 from saif_fast.model_info import ModelInfo, check_sae, stored_name
 
 MODEL = ModelInfo("org/tiny-it", D_MODEL, N_LAYERS)
@@ -136,4 +136,4 @@ def test_identify_asks_before_the_model_runs(
 ) -> None:
     pairs = build_pairs(["w1"], ["w2", "w3"])
     with pytest.raises(ValueError, match=message):
-        identify(Untouched(), None, tiny_sae(**change), pairs, **options)  # type: ignore[arg-type]
+        find_latents(Untouched(), None, tiny_sae(**change), pairs, **options)  # type: ignore[arg-type]

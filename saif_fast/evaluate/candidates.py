@@ -8,13 +8,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from saif_fast import __version__
 from saif_fast.edits import Edit, EditKind
 from saif_fast.evaluate.methods import Candidate, Method, log_grid, logit_biases
 from saif_fast.identify import ActivationSet, LatentStatistics
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import largest
 from saif_fast.records import Latent, Provenance
+from saif_fast.version import __version__
 
 
 def saif_grid(
@@ -124,7 +124,7 @@ def bias_rows(
 def constant(latent_set: LatentSet) -> Tensor:
     """The vector [d_model] that a constant set at one layer adds."""
     (layer,) = latent_set.layers
-    return latent_set.compile(layer).vector
+    return latent_set.edits_at(layer).vector
 
 
 def random_latents(

@@ -13,7 +13,6 @@ import torch
 
 from saif_fast.edits import Edit
 from saif_fast.latent_set import (
-    FORMAT_VERSION,
     Latent,
     LatentSet,
     Provenance,
@@ -22,6 +21,7 @@ from saif_fast.latent_set import (
     SiteTensors,
 )
 from saif_fast.request import check_combination
+from saif_fast.set_file import FORMAT_VERSION
 
 D_MODEL = 8
 KEY = "saif_latent_set"
@@ -106,7 +106,7 @@ def test_hash_covers_what_steers_and_nothing_else() -> None:
 
 def test_compiling_folds_constants_and_keeps_the_rest() -> None:
     latent_set = example()
-    edits = latent_set.compile(3)
+    edits = latent_set.edits_at(3)
     # Only "add:2" is constant; the gated addition needs the encoder.
     torch.testing.assert_close(edits.vector, 2.0 * latent_set.sites[1].W_dec[0])
     assert edits.W_enc.shape[0] == len(EDITS) - 1 == latent_set.n_live[3]
@@ -114,8 +114,8 @@ def test_compiling_folds_constants_and_keeps_the_rest() -> None:
     expected = [Edit.parse(text).coefficients for text in EDITS[1:]]
     assert list(zip(edits.p.tolist(), edits.q.tolist(), edits.lo.tolist(), strict=True)) == expected
     assert edits.gated.tolist() == [text.endswith("@gated") for text in EDITS[1:]]
-    assert torch.equal(latent_set.compile(1).vector, latent_set.sites[0].vector)
-    assert latent_set.compile(0).vector.abs().max() == 0
+    assert torch.equal(latent_set.edits_at(1).vector, latent_set.sites[0].vector)
+    assert latent_set.edits_at(0).vector.abs().max() == 0
 
 
 def test_last_layer_constant() -> None:
@@ -204,7 +204,7 @@ def test_a_directory_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_a_direction_becomes_a_unit_projection() -> None:
-    edits = LatentSet.from_direction(torch.arange(1.0, 9.0), 5.0, layer=2, num_layers=4).compile(2)
+    edits = LatentSet.from_direction(torch.arange(1.0, 9.0), 5.0, layer=2, num_layers=4).edits_at(2)
     assert edits.W_enc.norm() == pytest.approx(1.0)
     assert torch.equal(edits.W_enc, edits.W_dec)
     assert edits.threshold.tolist() == [-torch.inf]

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
-from saif_fast.evaluate.engine import Trial, run, select
 from saif_fast.evaluate.methods import Candidate, Method, strengths
+from saif_fast.evaluate.trials import Trial, run, select
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.tasks import Score, Task, Wording, render

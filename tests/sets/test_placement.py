@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from saif_fast.slots import NoRoom, SetSlots
+from saif_fast.placement import NoRoom, SlotAllocator
 
 
 def a_set(name: str, **n_live: int) -> Any:
@@ -26,7 +26,7 @@ def first_hole(taken: list[range], k: int, n_rows: int) -> int | None:
 
 def test_places_are_the_first_that_are_free() -> None:
     rng, n_rows = random.Random(0), 24
-    slots = SetSlots([1, 2], max_sets=6, max_latents=n_rows)
+    slots = SlotAllocator([1, 2], max_sets=6, max_latents=n_rows)
     held: dict[str, dict[int, int]] = {}  # live latents by layer
     refused = 0
     for i in range(3000):
@@ -65,7 +65,7 @@ def test_places_are_the_first_that_are_free() -> None:
 @pytest.mark.parametrize("k", [0, 15])
 def test_ten_thousand_sets_are_soon_placed(k: int) -> None:
     n = 10_000
-    slots, sets = SetSlots([1], n, 16 * n), [a_set(f"s{i}", l1=k) for i in range(n)]
+    slots, sets = SlotAllocator([1], n, 16 * n), [a_set(f"s{i}", l1=k) for i in range(n)]
     began = time.process_time()
     for found in sets:
         slots.place(found)

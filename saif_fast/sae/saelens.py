@@ -11,9 +11,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from saif_fast._hook_names import residual_layer
-from saif_fast._saelens_files import StoredSae, Whitening, read_directory, read_release
-from saif_fast.sae import Normalization, SparseAutoencoder
+from saif_fast.sae.autoencoder import Normalization, SparseAutoencoder
+from saif_fast.sae.hook_names import residual_layer
+from saif_fast.sae.saelens_files import StoredSae, Whitening, read_directory, read_release
 
 _SHARED = ("W_enc", "W_dec", "b_dec")
 _TENSORS = {
@@ -63,25 +63,24 @@ class _TopKConfig(_Config, forbid_unknown_fields=True, kw_only=True):
     rescale_acts_by_decoder_norm: bool = False
 
 
-def load(
-    source: str | Path, sae_id: str | None, norm_scaling_factor: float | None
-) -> SparseAutoencoder:
-    """Implementation of :meth:`SparseAutoencoder.from_saelens`, documented there."""
-    if sae_id is not None:
-        stored = read_release(str(source), sae_id)
-    elif Path(source).is_dir():
-        stored = read_directory(Path(source))
-    elif isinstance(source, str) and ":" in source:
-        stored = read_release(*source.split(":", maxsplit=1))
-    else:
-        raise ValueError(f"SAE: expected a directory or RELEASE:ID, got {str(source)!r}")
+def load_directory(path: Path, norm_scaling_factor: float | None) -> SparseAutoencoder:
+    """Read what sae-lens 6 saved in a directory; arguments and errors of ``load_sae``."""
+    return _canonical(read_directory(path), norm_scaling_factor)
+
+
+def load_release(release: str, sae_id: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
+    """Load a pretrained release through sae-lens; arguments and errors of ``load_sae``."""
+    return _canonical(read_release(release, sae_id), norm_scaling_factor)
+
+
+def _canonical(stored: StoredSae, norm_scaling_factor: float | None) -> SparseAutoencoder:
     try:
-        return _canonical(stored, norm_scaling_factor)
+        return _fold(stored, norm_scaling_factor)
     except ValueError as error:
         raise ValueError(f"SAE {stored.name}: {error}") from None
 
 
-def _canonical(stored: StoredSae, norm_scaling_factor: float | None) -> SparseAutoencoder:
+def _fold(stored: StoredSae, norm_scaling_factor: float | None) -> SparseAutoencoder:
     config = _parse_config(stored.config)
     layer, hook_name = _site(config)
     tensors = _parse_tensors(stored.tensors, config)

@@ -1,4 +1,4 @@
-"""The device tables a runtime steers from, and what may be put into them."""
+"""The device banks a runtime steers from, one per hooked layer, and what may be put into them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import torch
 
 from saif_fast.latent_set import LatentSet
+from saif_fast.placement import Placement
 from saif_fast.set_file import SetHeader
-from saif_fast.slots import Placement
 from saif_kernels import MAX_LATENTS, LatentEdits, SteeringBank
 
 
 @dataclass(frozen=True)
 class HookedModel:
-    """What a set must fit: a model, and the layers of it that are hooked."""
+    """The shape of a model and its hooked layers: what a set must fit."""
 
     layers: tuple[int, ...]  # hooked, ascending
     d_model: int
     num_layers: int
     dtype: torch.dtype
 
-    def check(self, header: SetHeader, max_latents: int) -> None:
-        """What a set's header can tell of :meth:`compile`.
+    def check_header(self, header: SetHeader, max_latents: int) -> None:
+        """Check all that a set's header tells, before its tensors are read.
 
         Raises:
             ValueError: the set was made for another model shape, edits a layer that is not hooked,
@@ -42,28 +42,28 @@ class HookedModel:
                     f"{min(MAX_LATENTS, max_latents)} live latents, got {k}"
                 )
 
-    def compile(self, latent_set: LatentSet, max_latents: int) -> dict[int, LatentEdits]:
-        """What the tables take of a set, by layer that it edits.
+    def edits_by_layer(self, latent_set: LatentSet, max_latents: int) -> dict[int, LatentEdits]:
+        """Return what the banks take of a set, for each layer that it edits.
 
         Raises:
-            ValueError: as :meth:`check`; or the set has values beyond the model's dtype, or changes
-                nothing, as one of ``scale:1`` alone.
+            ValueError: as :meth:`check_header`; or the set has values beyond the model's dtype, or
+                changes nothing (``scale:1`` alone, for example).
         """
-        self.check(latent_set.header, max_latents)
-        compiled = {layer: latent_set.compile(layer) for layer in latent_set.layers}
-        for layer, edits in compiled.items():
+        self.check_header(latent_set.header, max_latents)
+        found = {layer: latent_set.edits_at(layer) for layer in latent_set.layers}
+        for layer, edits in found.items():
             for name in ("W_enc", "W_dec", "vector"):
                 if not getattr(edits, name).to(self.dtype).isfinite().all():
                     raise ValueError(
                         f"latent set {name} at layer {layer}: expected values within {self.dtype}, "
                         "got larger ones"
                     )
-        if not any(_changes_something(edits, self.dtype) for edits in compiled.values()):
+        if not any(_changes_something(edits, self.dtype) for edits in found.values()):
             raise ValueError(
                 "latent set: expected an edit that changes something, got only ones that add 0 "
                 f"({self.dtype}) whatever the activations are"
             )
-        return compiled
+        return found
 
 
 def _changes_something(edits: LatentEdits, dtype: torch.dtype) -> bool:
@@ -73,15 +73,18 @@ def _changes_something(edits: LatentEdits, dtype: torch.dtype) -> bool:
     return any(bool((row.to(dtype) != 0).any()) for row in rows)
 
 
-class SteeringTables:
+class LayerBanks:
     """The banks of hooked layers on one device, allocated once and filled in place.
 
-    A set has the same slot in the bank of every hooked layer (empty where it edits nothing), so a
-    request's row serves all layers. :class:`~saif_fast.slots.SetSlots` says where a set goes.
+    A set has the same slot in the bank of every hooked layer (empty where it edits nothing), so one
+    row per request serves all layers. :class:`~saif_fast.placement.SlotAllocator` says where a set
+    goes.
 
     Args:
+        model: the model and its hooked layers.
         max_sets: resident sets.
-        max_latents: live latents of all resident sets together, at each layer.
+        max_latents: live latents of all resident sets together, per layer.
+        device: where the banks are.
         owned: the layers whose banks this process holds (a pipeline rank's); None = all.
     """
 
@@ -100,14 +103,15 @@ class SteeringTables:
             if owned is None or layer in owned
         }
 
-    def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
-        """Put a set into its place, whatever another set left there.
+    def write_set(self, placement: Placement, edits: Mapping[int, LatentEdits]) -> None:
+        """Write a set into its place; whatever another set left there is gone.
 
         Args:
-            compiled: by layer, as :meth:`HookedModel.compile` makes it.
+            placement: where the set goes.
+            edits: what it does at each layer, from :meth:`HookedModel.edits_by_layer`.
         """
         for layer, bank in self.banks.items():
-            if layer in compiled:
-                bank.write(placement.slot, placement.offset[layer], compiled[layer])
+            if layer in edits:
+                bank.write(placement.slot, placement.offset[layer], edits[layer])
             else:
                 bank.clear(placement.slot)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from saif_fast.banks import HookedModel, LayerBanks
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
-from saif_fast.slots import NoRoom, SetSlots
-from saif_fast.tables import HookedModel, SteeringTables
+from saif_fast.placement import NoRoom, SlotAllocator
 
 D_MODEL = 4
 MODEL = HookedModel((1,), D_MODEL, 2, torch.float32)
@@ -26,27 +26,27 @@ def vector(value: float, layer: int = 1) -> LatentSet:
 
 
 @pytest.fixture
-def slots() -> SetSlots:
-    return SetSlots([1], max_sets=3, max_latents=8)
+def slots() -> SlotAllocator:
+    return SlotAllocator([1], max_sets=3, max_latents=8)
 
 
 @pytest.fixture
-def tables() -> SteeringTables:
-    return SteeringTables(MODEL, 3, 8, "cpu")
+def tables() -> LayerBanks:
+    return LayerBanks(MODEL, 3, 8, "cpu")
 
 
-def load(slots: SetSlots, tables: SteeringTables, latent_set: LatentSet) -> int:
+def load(slots: SlotAllocator, tables: LayerBanks, latent_set: LatentSet) -> int:
     placement = slots.place(latent_set)
-    tables.write(placement, MODEL.compile(latent_set, 8))
+    tables.write_set(placement, MODEL.edits_by_layer(latent_set, 8))
     return placement.slot
 
 
-def test_equal_content_is_placed_once(slots: SetSlots) -> None:
+def test_equal_content_is_placed_once(slots: SlotAllocator) -> None:
     assert slots.place(make_set(2)) == slots.place(make_set(2))
     assert slots.place(make_set(2, value=2.0)).slot != slots.place(make_set(2)).slot
 
 
-def test_rows_of_different_sets_do_not_overlap(slots: SetSlots, tables: SteeringTables) -> None:
+def test_rows_of_different_sets_do_not_overlap(slots: SlotAllocator, tables: LayerBanks) -> None:
     wanted = [(3, 1.0), (4, 2.0)]
     found = [load(slots, tables, make_set(k, value=value)) for k, value in wanted]
     bank = tables.banks[1]
@@ -57,7 +57,7 @@ def test_rows_of_different_sets_do_not_overlap(slots: SetSlots, tables: Steering
         assert (bank.p[begin : begin + k] == value).all()
 
 
-def test_a_hole_is_used_again(slots: SetSlots) -> None:
+def test_a_hole_is_used_again(slots: SlotAllocator) -> None:
     sets = [make_set(k, value=float(i)) for i, k in enumerate((3, 2, 3), start=1)]
     for latent_set in sets:
         slots.place(latent_set)
@@ -68,7 +68,7 @@ def test_a_hole_is_used_again(slots: SetSlots) -> None:
 
 
 def test_what_an_earlier_set_left_in_a_slot_is_gone(
-    slots: SetSlots, tables: SteeringTables
+    slots: SlotAllocator, tables: LayerBanks
 ) -> None:
     first, second = make_set(2), vector(3.0)
     slot = load(slots, tables, first)
@@ -78,7 +78,7 @@ def test_what_an_earlier_set_left_in_a_slot_is_gone(
     assert (tables.banks[1].vector[slot] == 3).all()
 
 
-def test_a_full_pool_or_no_slot_is_refused_and_nothing_changes(slots: SetSlots) -> None:
+def test_a_full_pool_or_no_slot_is_refused_and_nothing_changes(slots: SlotAllocator) -> None:
     slots.place(make_set(5))
     with pytest.raises(NoRoom, match="max_latents: 4 live latents do not fit in the 8 rows"):
         slots.place(make_set(4))
@@ -111,12 +111,12 @@ def edited(edit: str, weight: float = 1.0) -> LatentSet:
 )
 def test_a_set_that_changes_nothing_is_refused(latent_set: LatentSet, dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="an edit that changes something"):
-        HookedModel((1,), D_MODEL, 2, dtype).compile(latent_set, 8)
+        HookedModel((1,), D_MODEL, 2, dtype).edits_by_layer(latent_set, 8)
 
 
 @pytest.mark.parametrize("edit", ["at_least:0", "clamp:0", "ablate", "scale:0", "add:1@gated"])
 def test_a_set_of_zeros_that_changes_something_is_not(edit: str) -> None:
-    MODEL.compile(edited(edit), 8)
+    MODEL.edits_by_layer(edited(edit), 8)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_a_set_of_zeros_that_changes_something_is_not(edit: str) -> None:
 )
 def test_what_never_fits_is_refused(bad: LatentSet, dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        HookedModel((1,), D_MODEL, 2, dtype).compile(bad, max_latents=8)
+        HookedModel((1,), D_MODEL, 2, dtype).edits_by_layer(bad, max_latents=8)
 
 
 def test_more_live_latents_than_a_kernel_holds_are_refused() -> None:
     with pytest.raises(ValueError, match="layer 1: expected at most 64 live latents, got 65"):
-        MODEL.compile(make_set(65), max_latents=100)
-    MODEL.compile(make_set(64), max_latents=100)
+        MODEL.edits_by_layer(make_set(65), max_latents=100)
+    MODEL.edits_by_layer(make_set(64), max_latents=100)
 
 
 def test_another_ranks_layer_is_hooked_but_has_no_bank() -> None:
     model = HookedModel((0, 1), D_MODEL, 2, torch.float32)
-    tables = SteeringTables(model, 1, 1, "cpu", owned=[1])
+    tables = LayerBanks(model, 1, 1, "cpu", owned=[1])
     latent_set = make_set(1, layer=0)
-    placement = SetSlots([0, 1], 1, 1).place(latent_set)
-    tables.write(placement, model.compile(latent_set, 1))
+    placement = SlotAllocator([0, 1], 1, 1).place(latent_set)
+    tables.write_set(placement, model.edits_by_layer(latent_set, 1))
     assert list(tables.banks) == [1]
     assert int(tables.banks[1].n_latents[placement.slot]) == 0

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -97,30 +96,6 @@ class SparseAutoencoder:
             raise ValueError(f"k: expected 1 to {self.d_sae}, got {self.k}")
         if self.layer < -1:
             raise ValueError(f"layer: expected -1 (the embedding) or more, got {self.layer}")
-
-    @classmethod
-    def from_saelens(
-        cls,
-        source: str | Path,
-        sae_id: str | None = None,
-        *,
-        norm_scaling_factor: float | None = None,
-    ) -> SparseAutoencoder:
-        """Load a directory saved by sae-lens 6, or a pretrained release through sae-lens.
-
-        Args:
-            source: a directory with ``cfg.json`` and ``sae_weights.safetensors`` (read without
-                sae-lens), a release name, or ``RELEASE:ID``.
-            sae_id: the id within the release.
-            norm_scaling_factor: what multiplies x, sqrt(d_model) / mean norm, for an SAE with
-                ``normalize_activations="expected_average_only_in"`` whose files do not hold it.
-
-        Raises:
-            ValueError: the files are damaged, or hold something that the canonical form cannot.
-        """
-        from saif_fast._saelens import load
-
-        return load(source, sae_id, norm_scaling_factor)
 
     @property
     def d_model(self) -> int:

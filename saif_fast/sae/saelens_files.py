@@ -39,8 +39,9 @@ class StoredSae(NamedTuple):
 
 
 def read_directory(path: Path) -> StoredSae:
-    """The files of ``save_model`` or ``save_inference_model``; statistics of the training's
-    normalizer too, where sae-lens left them beside.
+    """Read the files that ``save_model`` or ``save_inference_model`` of sae-lens wrote.
+
+    Where sae-lens left the statistics of the training's normalizer beside them, these are read too.
     """
     config = _read_json(path / "cfg.json")
     tensors = _read_safetensors(path / "sae_weights.safetensors")
@@ -86,6 +87,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_release(release: str, sae_id: str) -> StoredSae:
+    """Load an SAE of a pretrained release through sae-lens, which downloads it where needed.
+
+    Raises:
+        ValueError: sae-lens is not installed, or could not load it.
+    """
     name = f"{release}:{sae_id}"
     try:
         from huggingface_hub.errors import EntryNotFoundError

@@ -22,7 +22,7 @@ class Placement(NamedTuple):
     offset: Mapping[int, int]  # first pool row, by layer that the set edits
 
 
-class SetSlots:
+class SlotAllocator:
     """Places for sets, known by content hash: equal content is placed once. Holds no tensor.
 
     Args:

@@ -1,7 +1,4 @@
-"""SAIF on the embedded model: find, choose, write sets, steer a mixed batch, print the table.
-
-``python -m saif_fast.demo --output build/demo``
-"""
+"""``saif demo``: SAIF on the embedded model, from contrast pairs to the table of results."""
 
 from __future__ import annotations
 
@@ -16,57 +13,55 @@ from rich.console import Console
 from rich.markup import escape
 
 from saif_fast import embedded
-from saif_fast.cli.app import OneSentence, out, say
-from saif_fast.cli.generate import RuntimeName
-from saif_fast.cli.loading import EMBEDDED, load_model, load_sae, start_runtime
-from saif_fast.evaluate.engine import Choice, Reply
+from saif_fast.cli.app import out, say
+from saif_fast.cli.generate import RuntimeOption, pick_runtime
+from saif_fast.cli.loading import load_model, start_runtime
 from saif_fast.evaluate.results import Row, tables, write_results
 from saif_fast.evaluate.study import Search, Subject, choose, report
+from saif_fast.evaluate.trials import Choice, Reply
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime
+from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
 from saif_fast.tasks import get_task, task_names
 
 N_SELECT, N_REPORT = 24, 200
 N_EXAMPLES = 3
 
-app = typer.Typer(cls=OneSentence, pretty_exceptions_enable=False, add_completion=False)
 
-
-@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Directory of the sets and results.json.")] = Path(
         "build/demo"
     ),
-    runtime: Annotated[RuntimeName, typer.Option(help="What the reported replies run on.")] = (
-        RuntimeName.vllm
-    ),
-    select: Annotated[int, typer.Option(min=1, help="Select contents a task.")] = N_SELECT,
-    contents: Annotated[int, typer.Option(min=1, help="Report contents a task.")] = N_REPORT,
+    runtime: RuntimeOption = None,
+    select: Annotated[int, typer.Option(min=1, help="Select contents per task.")] = N_SELECT,
+    contents: Annotated[int, typer.Option(min=1, help="Report contents per task.")] = N_REPORT,
     task: Annotated[list[str] | None, typer.Option(help="Built-in tasks; all of them.")] = None,
 ) -> None:
     """Run SAIF and its controls on the embedded model and print what came out."""
+    name = pick_runtime(runtime)
     # The tensors are tiny: a second thread costs more than it brings.
     torch.set_num_threads(1)
     started = time.monotonic()
     embedded.verify()
-    model, tokenizer = load_model(EMBEDDED)
-    subject = Subject(model, tokenizer, load_sae(EMBEDDED), {"middle": load_sae("embedded:middle")})
-    tasks = {name: get_task(name) for name in task or task_names()}
+    model, tokenizer = load_model(embedded.NAME)
+    last, middle = (load_sae(embedded.sae_path(which)) for which in ("last", "middle"))
+    subject = Subject(model, tokenizer, last, {"middle": middle})
+    tasks = {each: get_task(each) for each in task or task_names()}
     choices = _choose(subject, list(tasks), select)
     chosen_after = time.monotonic() - started
     set_dir = output / "sets"
 
     def open_with(sets: Mapping[str, LatentSet]) -> Runtime:
-        for name, latent_set in sets.items():
-            latent_set.save(set_dir / f"{name}.safetensors")
-        say(f"{len(sets)} sets in {set_dir}; starting {runtime.value}")
-        return start_runtime(runtime.value, EMBEDDED, SetDirectory(set_dir))
+        for set_name, latent_set in sets.items():
+            latent_set.save(set_dir / f"{set_name}.safetensors")
+        say(f"{len(sets)} sets in {set_dir}; starting {name}")
+        return start_runtime(name, embedded.NAME, SetDirectory(set_dir))
 
-    rows, replies = report(choices, tasks, subject, runtime.value, open_with, contents)
+    rows, replies = report(choices, tasks, subject, name, open_with, contents)
     write_results(rows, output / "results.json")
     _show_examples(out, replies)
-    title = f"embedded model, {contents} report contents a task, {runtime.value}"
+    title = f"embedded model, {contents} report contents per task, {name}"
     for shown in tables(rows, title, out.width):
         out.print(shown)
     for line in _above_logit_bias(rows):
@@ -124,7 +119,3 @@ def _above_logit_bias(rows: Mapping[str, Mapping[str, Row]]) -> list[str]:
                 f"(best: {top}, {100 * biases[top].strict:.0f} %)."
             )
     return lines or ["No live edit and nothing at the middle layer is above every logit bias."]
-
-
-if __name__ == "__main__":
-    app()
