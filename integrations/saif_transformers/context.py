@@ -1,4 +1,4 @@
-"""``steer``: a context manager under which a Hugging Face model's ``generate`` is steered."""
+"""``steer``, a context manager under which a Hugging Face model's ``generate`` is steered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.names import listed
 from saif_fast.request import SteeringRequest, check_strength, parse_request
 from saif_fast.set_dir import SetDirectory
-from saif_transformers.residual import ResidualSteering
+from saif_transformers.hooks import SteeringHooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,24 +37,24 @@ def steer(
         with steer(model, {"french": french}, ["french*1.2", None], saif_scope="all"):
             model.generate(**tokenizer(prompts, return_tensors="pt", padding=True))
 
-    Padding is read from the attention mask. Plain forwards work as well: one with an empty cache
-    begins a sequence and its tokens are the prompt, unless ``prompt_lens`` says otherwise (a prompt
-    fed in chunks). The model is as it was after the block, however it is left.
+    Padding is read from the attention mask. Plain forwards work as well: a forward with an empty
+    cache begins a sequence, and its tokens are the prompt. For a prompt that is fed in chunks, give
+    ``prompt_lens``. Any exit from the block leaves the model as it was.
 
     Args:
         model: a decoder-only transformers model, on one device.
         sets: the sets that a request may name.
-        requests: one request for every row, or a sequence with one a row (a row of ``generate``'s
-            batch after its expansion by beams or return sequences). A request is a string such as
-            ``"french*1.2"``, a mapping of ``saif`` keys as in vLLM's ``extra_args``, a
+        requests: one request for all batch rows, or a sequence of one per row, counted after
+            ``generate`` expanded the batch by beams or return sequences. A request is a string such
+            as ``"french*1.2"``, a mapping of ``saif`` keys as in vLLM's ``extra_args``, a
             SteeringRequest, or None = unsteered.
-        prompt_lens: prompt tokens of each row, padding aside; None = see above.
+        prompt_lens: number of prompt tokens of each row, without padding; None = see above.
         options: ``saif_scope``, ``saif_start``, ``saif_stop``, ``saif_decay`` of the requests that
             are strings.
 
     Raises:
-        ValueError: a request that does not parse, an unknown set, a set made for another model, a
-            batch that is not one row a request, or an attention mask that is not two-dimensional.
+        ValueError: a request does not parse, a set is unknown or made for another model, the number
+            of batch rows is not that of requests, or an attention mask is not two-dimensional.
     """
     names = sets.names() if isinstance(sets, SetDirectory) else sorted(sets)
     parsed = (
@@ -65,14 +65,14 @@ def steer(
     rows = parsed if isinstance(parsed, list) else [parsed]
     used = {name for request in rows if request is not None for name, _ in request.sets}
     loaded = {name: load_set(sets, name) for name in names if name in used}
-    residual = ResidualSteering(model, loaded)
-    tracker = _PromptTracker(model, residual, parsed, prompt_lens)
-    with residual.attached(), tracker.attached():
+    hooks = SteeringHooks(model, loaded)
+    tracker = _PromptTracker(model, hooks, parsed, prompt_lens)
+    with hooks.attached(), tracker.attached():
         yield
 
 
 def load_set(sets: SetDirectory | Mapping[str, LatentSet], name: str) -> LatentSet:
-    """The set of that name; KeyError or the directory's own error where there is none."""
+    """Return the set of that name; KeyError, or the directory's own error, if there is none."""
     return sets.load(name) if isinstance(sets, SetDirectory) else sets[name]
 
 
@@ -95,16 +95,16 @@ def _parse(
 
 
 class _PromptTracker:
-    """Finds, before each forward, every token's position and every row's prompt length."""
+    """A tracker that finds, before each forward, tokens' positions and rows' prompt lengths."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        residual: ResidualSteering,
+        hooks: SteeringHooks,
         requests: SteeringRequest | list[SteeringRequest | None] | None,
         prompt_lens: Sequence[int] | None,
     ) -> None:
-        self._model, self._decoder, self._residual = model, model.get_decoder(), residual
+        self._model, self._decoder, self._hooks = model, model.get_decoder(), hooks
         self._signature = inspect.signature(self._decoder.forward)
         self._requests, self._prompt_lens = requests, prompt_lens
         self._prompt_columns: int | None = None
@@ -112,7 +112,7 @@ class _PromptTracker:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hook the decoder and, to learn where a prompt ends, wrap ``generate``; until any exit."""
+        """Hook the decoder, and wrap ``generate`` to learn where a prompt ends, until any exit."""
         with ExitStack() as stack:
             handle = self._decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True)
             stack.callback(handle.remove)
@@ -130,8 +130,8 @@ class _PromptTracker:
             inputs = [args[0] if args else None]
             inputs += [kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
             mask = kwargs.get("attention_mask")
-            # With a cache from before, the mask covers the whole prompt and the inputs perhaps only
-            # its end.
+            # With a filled cache the mask covers the whole prompt, and the inputs perhaps only its
+            # end.
             sized = [mask, *inputs] if mask is not None else inputs
             self._prompt_columns = next((t.shape[1] for t in sized if t is not None), 1)
             self._generating = True
@@ -158,15 +158,15 @@ class _PromptTracker:
             )
         requests = self._requests if isinstance(self._requests, list) else [self._requests] * batch
         if len(requests) != batch:
-            raise ValueError(f"requests: expected one a row ({batch}), got {len(requests)}")
-        self._residual.begin(requests, self._prompt_lengths(mask, batch, past, length, tokens))
+            raise ValueError(f"requests: expected one per row ({batch}), got {len(requests)}")
+        self._hooks.set_requests(requests, self._prompt_lengths(mask, batch, past, length, tokens))
         if mask is None:
             positions = torch.arange(past, past + length, device=tokens.device).expand(batch, -1)
-            self._residual.prepare(positions, None)
+            self._hooks.place_tokens(positions, None)
         else:
             real = mask != 0
             positions = real.long().cumsum(1) - 1
-            self._residual.prepare(positions[:, past:], real[:, past:])
+            self._hooks.place_tokens(positions[:, past:], real[:, past:])
 
     def _prompt_lengths(
         self, mask: Tensor | None, batch: int, past: int, length: int, tokens: Tensor
@@ -174,7 +174,7 @@ class _PromptTracker:
         if self._prompt_lens is not None:
             if len(self._prompt_lens) != batch:
                 raise ValueError(
-                    f"prompt_lens: expected one a row ({batch}), got {len(self._prompt_lens)}"
+                    f"prompt_lens: expected one per row ({batch}), got {len(self._prompt_lens)}"
                 )
             return torch.tensor(self._prompt_lens, device=tokens.device)
         if not self._generating and past == 0:
@@ -184,6 +184,5 @@ class _PromptTracker:
             raise ValueError("prompt_lens: expected with a cache filled before steering, got None")
         if mask is None:
             return torch.full((batch,), columns, device=tokens.device)
-        # Columns of the prompt that have not come yet (a prompt fed in chunks) hold no left
-        # padding.
+        # Of a prompt fed in chunks, the columns still to come hold no left padding.
         return (mask[:, :columns] != 0).sum(1) + max(0, columns - mask.shape[1])

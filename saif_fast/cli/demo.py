@@ -16,7 +16,7 @@ from saif_fast import embedded
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeOption, pick_runtime
 from saif_fast.cli.loading import load_model, start_runtime
-from saif_fast.evaluate.results import Row, tables, write_results
+from saif_fast.evaluate.results import Results, tables, write_results
 from saif_fast.evaluate.study import Search, Subject, choose, report
 from saif_fast.evaluate.trials import Choice, Reply
 from saif_fast.latent_set import LatentSet
@@ -38,7 +38,7 @@ def demo(
     contents: Annotated[int, typer.Option(min=1, help="Report contents per task.")] = N_REPORT,
     task: Annotated[list[str] | None, typer.Option(help="Built-in tasks; all of them.")] = None,
 ) -> None:
-    """Run SAIF and its controls on the embedded model and print what came out."""
+    """Run SAIF and its controls on the embedded model, and print the results."""
     name = pick_runtime(runtime)
     # The tensors are tiny: a second thread costs more than it brings.
     torch.set_num_threads(1)
@@ -58,13 +58,13 @@ def demo(
         say(f"{len(sets)} sets in {set_dir}; starting {name}")
         return start_runtime(name, embedded.NAME, SetDirectory(set_dir))
 
-    rows, replies = report(choices, tasks, subject, name, open_with, contents)
-    write_results(rows, output / "results.json")
+    results, replies = report(choices, tasks, subject, name, open_with, contents)
+    write_results(results, output / "results.json")
     _show_examples(out, replies)
     title = f"embedded model, {contents} report contents per task, {name}"
-    for shown in tables(rows, title, out.width):
+    for shown in tables(results, title, out.width):
         out.print(shown)
-    for line in _above_logit_bias(rows):
+    for line in _above_logit_bias(results):
         out.print(line, highlight=False, soft_wrap=True)
     took = time.monotonic() - started
     say(
@@ -101,10 +101,10 @@ def _show_examples(console: Console, replies: Mapping[str, Mapping[str, list[Rep
             )
 
 
-def _above_logit_bias(rows: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Live edits and middle-layer rows whose interval lies above those of all logit biases."""
+def _above_logit_bias(results: Results) -> list[str]:
+    """List live edits and middle-layer methods whose interval is above those of all biases."""
     lines = []
-    for name, by_method in rows.items():
+    for name, by_method in results.items():
         biases = {m: row for m, row in by_method.items() if m.startswith("logit_bias")}
         top = max(biases, key=lambda m: (biases[m].high, biases[m].strict))
         above = [

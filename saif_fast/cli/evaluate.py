@@ -1,4 +1,4 @@
-"""``saif eval``: the table of SAIF beside its controls."""
+"""``saif eval``: SAIF and its controls in one table."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Another layer's SAE, for rows of its own; repeat it.")
+        list[str] | None,
+        typer.Option(help="Another layer's SAE, for methods there; repeat it."),
     ] = None,
     runtime: Annotated[
         RuntimeName, typer.Option(help="What the reported replies run on.")
     ] = RuntimeName.transformers,
     select: Annotated[
-        int | None, typer.Option(min=1, help="Select contents that are used; all of them.")
+        int | None, typer.Option(min=1, help="Number of select contents; all.")
     ] = None,
     report: Annotated[
-        int | None, typer.Option(min=1, help="Report contents that are used; all of them.")
+        int | None, typer.Option(min=1, help="Number of report contents; all.")
     ] = None,
     chat: Annotated[
         bool | None,
@@ -56,7 +57,7 @@ def evaluate(
     tasks = {name: get_task(name) for name in task}
     if output is not None:
         check_output(output)
-    find_runtime(runtime.value)  # that it is missing is better known now than at the report
+    find_runtime(runtime.value)  # refuse a missing runtime now, not after the search
     main, *others = (load_sae(sae_source(each)) for each in (sae, *(also or ())))
     info = load_info(model)
     for each in (main, *others):
@@ -73,7 +74,7 @@ def evaluate(
     )
     search, name = study.Search(), runtime.value
     for chosen in tasks.values():
-        study.check(chosen, subject, select, report)
+        study.check_task(chosen, subject, select, report)
     choices = {}
     for task_name, chosen in tasks.items():
         say(f"{task_name}: choosing among {search.size} candidates of every method")
@@ -84,9 +85,9 @@ def evaluate(
             return subject.open(sets)  # the model is loaded already
         return start_runtime(name, model, sets)
 
-    rows, _ = study.report(choices, tasks, subject, name, open_with, report)
-    for shown in tables(rows, f"{model} on report contents ({name})", out.width):
+    results, _ = study.report(choices, tasks, subject, name, open_with, report)
+    for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)
     if output is not None:
-        write_results(rows, output)
+        write_results(results, output)
         say(f"wrote {output}")

@@ -1,4 +1,4 @@
-"""Rows of the table that need an SAE or a set: grids of SAIF, its live edits, its controls."""
+"""Candidates that need an SAE or a set: grids of SAIF and its live edits, and their controls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,23 @@ def saif_grid(
     kinds: Sequence[EditKind] = ("add",),
     scopes: Sequence[str] = ("generated",),
 ) -> Method:
-    """k x beta x edit x scope; the edits' value is mu + beta * sigma, whatever they do with it."""
+    """Make a method of SAIF's sets over k, beta, edit and scope.
+
+    The value of every edit is mu + beta * sigma, whatever the edit does with it.
+
+    Args:
+        name: the method's name.
+        statistics: measurements of the instruction's latents.
+        ks: numbers of latents.
+        betas: the betas.
+        kinds: kinds of edits.
+        scopes: scopes; the number of candidates is the product of the four lengths.
+
+    Examples:
+        >>> grid = saif_grid("live", statistics, ks=(5, 15), betas=(0.0, 1.0), kinds=("clamp",))
+        >>> len(grid.candidates)
+        4
+    """
     candidates = []
     for scope in scopes:
         for kind in kinds:
@@ -44,9 +60,16 @@ def saif_grid(
 def saif_set(
     statistics: LatentStatistics, k: int, beta: float, kind: EditKind = "add"
 ) -> LatentSet:
-    """SAIF's set for k and beta, with another edit of the same value where ``kind`` is not "add".
+    """Make SAIF's set for ``k`` and ``beta``, with edits of another kind but the same values.
 
-    k beyond the latents that answer to the instruction takes those there are.
+    Args:
+        statistics: measurements of the instruction's latents.
+        k: number of latents; where fewer answer to the instruction, these.
+        beta: each edit's value is mu + beta * sigma of its latent.
+        kind: kind of the edits.
+
+    Examples:
+        >>> saif_set(statistics, 5, 0.0, "clamp").save("sets/french-clamped.safetensors")
     """
     found = statistics.latent_set(min(k, statistics.sae.d_sae), beta)
     if kind == "add":
@@ -68,10 +91,22 @@ def projections(
     multiples: Sequence[float],
     scopes: Sequence[str] = ("generated",),
 ) -> Method:
-    """Set the residual's projection on the difference in means, a live edit (arXiv 2410.12877).
+    """Make a method that sets the projection on the difference in means (arXiv 2410.12877).
 
-    At multiple 1 it becomes the mean projection of the prompts with the instruction, at 0 that of
-    those without; in between and beyond it is interpolated.
+    At multiple 1 the residual's projection becomes the mean projection of the prompts with the
+    instruction, at 0 that of the prompts without. Other multiples interpolate and extrapolate.
+
+    Args:
+        name: the method's name.
+        activations: residuals of the pairs' prompts.
+        layer: the layer to steer.
+        multiples: the multiples.
+        scopes: scopes; the number of candidates is that of multiples times that of scopes.
+
+    Examples:
+        >>> method = projections("project", activations, 20, multiples=(0.5, 1.0, 2.0))
+        >>> len(method.candidates)
+        3
     """
     positive, negative = activations.positive[layer].mean(0), activations.negative[layer].mean(0)
     direction = positive - negative
@@ -103,13 +138,24 @@ def projections(
     )
 
 
-def bias_rows(
+def bias_methods(
     name: str, shift: Tensor, largest_biases: tuple[float, float], n: int
 ) -> list[Method]:
-    """Logit biases along ``shift`` [vocabulary], ``n`` candidates each: 16 tokens, and all tokens.
+    """Make two methods of logit biases along ``shift``: on 16 tokens, and on all tokens.
 
-    The 16 are those with the largest absolute shift for one half of the candidates, and those
-    raised most for the other: which works better depends on the instruction.
+    The 16 tokens are those with the largest absolute shift for one half of the candidates, and
+    those raised most for the other. Which works better depends on the instruction.
+
+    Args:
+        name: the first method's name; the second's has ``_full`` behind it.
+        shift: [vocabulary] change of the logits.
+        largest_biases: smallest and largest of the largest absolute biases, in logits.
+        n: candidates per method.
+
+    Examples:
+        >>> short, full = bias_methods("logit_bias", shift, (0.5, 50.0), n=60)
+        >>> short.name, full.name
+        ('logit_bias', 'logit_bias_full')
     """
     halves = [
         logit_biases(name, largest(shift, 16, raised=raised), log_grid(*largest_biases, n // 2))
@@ -122,7 +168,7 @@ def bias_rows(
 
 
 def constant(latent_set: LatentSet) -> Tensor:
-    """The vector [d_model] that a constant set at one layer adds."""
+    """Return the vector [d_model] that a constant set at one layer adds."""
     (layer,) = latent_set.layers
     return latent_set.edits_at(layer).vector
 
@@ -134,11 +180,22 @@ def random_latents(
     norms: Sequence[float],
     seed: int,
 ) -> Method:
-    """Random latents, as many as ``like`` has, added at equal strength.
+    """Make a control of random latents, as many as ``like`` has, added at equal strength.
 
-    Drawn without replacement from the latents that are ever active on positives or plain text (the
-    others would be a weaker control), without those of ``like``. The added vector's norm is that of
-    ``like`` times each of ``norms``.
+    They are drawn without replacement from the latents that are ever active on positives or plain
+    text, because the others would be a weaker control. Those of ``like`` are left out.
+
+    Args:
+        statistics: measurements of the instruction's latents.
+        like: the set to be compared with.
+        draws: draws at each norm.
+        norms: norms of the added vector, as multiples of that of ``like``.
+        seed: seed of the draws.
+
+    Examples:
+        >>> control = random_latents(statistics, french, draws=20, norms=(0.5, 1.0, 2.0), seed=0)
+        >>> len(control.candidates)
+        60
     """
     (tensors,) = like.sites
     own = [latent.index for latent in tensors.site.latents]
@@ -171,7 +228,19 @@ def random_latents(
 
 
 def noise_vectors(like: LatentSet, draws: int, norms: Sequence[float], seed: int) -> Method:
-    """Gaussian directions at ``like``'s layer, with its vector's norm times each of ``norms``."""
+    """Make a control of Gaussian directions at the layer of ``like``.
+
+    Args:
+        like: the set to be compared with.
+        draws: draws at each norm.
+        norms: norms of the directions, as multiples of that of ``like``.
+        seed: seed of the draws.
+
+    Examples:
+        >>> control = noise_vectors(french, draws=20, norms=(0.5, 1.0, 2.0), seed=0)
+        >>> len(control.candidates)
+        60
+    """
     (layer,) = like.layers
     generator = torch.Generator().manual_seed(seed)
     target = constant(like).norm()

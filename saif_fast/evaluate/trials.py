@@ -1,4 +1,4 @@
-"""Run candidates of many methods in one batch, score the replies, choose each method's best."""
+"""Trials: candidates of many methods run in one batch, scored, and the best of each chosen."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.intervals import Accuracy
 from saif_fast.evaluate.methods import Candidate, Method, check_equal_search
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import GenerationRequest, Runtime
 from saif_fast.tasks import Score, Task
 
-# A content and, where the prompt is to contain one, an instruction, to the text the model reads.
+# Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
 Prompter: TypeAlias = Callable[[str, str | None], str]
-# Starts a runtime that can steer with these sets; whoever calls it closes the runtime.
+# Starts a runtime that can steer with these sets. The caller closes the runtime.
 Opener: TypeAlias = Callable[[Mapping[str, LatentSet]], Runtime]
 
 
 class Choice(NamedTuple):
-    """The candidate of a method that was best on the select contents."""
+    """The best candidate of a method, chosen on the select contents."""
 
     method: str
     candidate: Candidate
-    selected: Tally
+    selected: Accuracy
     n_candidates: int
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate on contents of one task. The label names its set, so it is a legal set name."""
+    """One candidate to be run on contents of one task.
+
+    ``label`` names its set, so it must be a legal set name.
+    """
 
     label: str
     task: Task
@@ -38,7 +41,7 @@ class Trial:
 
 
 class Reply(NamedTuple):
-    """A content, what the model answered, and how it was scored."""
+    """A content, the model's reply to it, and the reply's score."""
 
     content: str
     text: str
@@ -46,7 +49,7 @@ class Reply(NamedTuple):
 
 
 def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[list[Reply]]:
-    """Generate everything in one call of one runtime, and score it; one list of replies a trial."""
+    """Generate all replies in one call of one runtime, and score them: a list per trial."""
     names: dict[str, str] = {}  # content hash -> name; equal sets are loaded once
     sets: dict[str, LatentSet] = {}
     for trial in trials:
@@ -93,13 +96,28 @@ def select(
     prompter: Prompter,
     open_with: Opener,
 ) -> list[Choice]:
-    """The best candidate of each method on ``contents``: most strict, then most loose replies.
+    """Choose the best candidate of each method: most strictly right replies, then most loosely.
 
-    Of candidates that are equal in both, the middle one in the method's own order is taken: a grid
+    Of candidates that are equal in both, the middle one in the method's own order is taken. A grid
     is ordered by strength, and the middle of a plateau is the safest place on it.
 
+    Args:
+        task: the task whose scorer judges the replies.
+        methods: the methods, with equally many candidates.
+        contents: what the candidates are tried on; use the task's select contents.
+        prompter: turns a content and an instruction into the model's text.
+        open_with: starts the runtime that generates.
+
+    Returns:
+        One choice per method, in the order of ``methods``.
+
     Raises:
-        ValueError: methods with a different number of candidates.
+        ValueError: methods with different numbers of candidates.
+
+    Examples:
+        >>> grid = saif_grid("saif", statistics, ks=(5, 10, 15), betas=(0.0, 1.0))
+        >>> (choice,) = select(task, [grid], task.select, subject.prompter, subject.open)
+        >>> choice.candidate.latent_set.save("sets/own.safetensors")
     """
     check_equal_search(methods)
     trials = [
@@ -107,14 +125,15 @@ def select(
         for method in methods
         for i, candidate in enumerate(method.candidates)
     ]
-    tallies = iter(
-        [Tally.of(r.score for r in replies) for replies in run(trials, prompter, open_with)]
+    scored = (
+        Accuracy.from_scores(reply.score for reply in replies)
+        for replies in run(trials, prompter, open_with)
     )
     choices = []
     for method in methods:
-        counted = [next(tallies) for _ in method.candidates]
+        counted = [next(scored) for _ in method.candidates]
         best = max(counted)
-        tied = [i for i, tally in enumerate(counted) if tally == best]
+        tied = [i for i, accuracy in enumerate(counted) if accuracy == best]
         chosen = tied[(len(tied) - 1) // 2]
         choices.append(
             Choice(method.name, method.candidates[chosen], counted[chosen], len(method.candidates))

@@ -1,4 +1,4 @@
-"""Which SAE latents make a model follow an instruction: from contrast pairs to a latent set."""
+"""Identification: from contrast pairs to the latents that make a model follow an instruction."""
 
 from saif_fast.identify.activations import ActivationSet, ResidualSource, collect, plain_texts
 from saif_fast.identify.find import find_latents

@@ -28,8 +28,8 @@ def find_latents(
 ) -> LatentSet:
     """Find the latents that answer to an instruction, and freeze them in a set (arXiv 2502.11356).
 
-    The model runs once. For sets of several ``k`` and ``beta`` from the same run, call
-    :func:`collect` and :meth:`LatentStatistics.compute`, of which this is the short form.
+    Short for :func:`collect`, :meth:`LatentStatistics.compute` and
+    :meth:`LatentStatistics.latent_set`. Call these for several sets from one run of the model.
 
     Args:
         model: a transformers model, or another source of residuals such as ``saif_vllm.residuals``.

@@ -127,7 +127,7 @@ def test_saes_load_in_sae_lens_and_explain_the_residuals(
 ) -> None:
     sae_lens = pytest.importorskip("sae_lens")
     from tools.tiny_model.train import batches
-    from tools.tiny_model.train_sae import fit, residuals
+    from tools.tiny_model.train_sae import collect_outputs, fit
 
     sae = sae_lens.SAE.load_from_disk(embedded.sae_path(which))
     assert sae.cfg.architecture() == "jumprelu"
@@ -135,7 +135,7 @@ def test_saes_load_in_sae_lens_and_explain_the_residuals(
     assert sae.W_dec.shape == (1024, 64)
     assert sae.W_dec.dtype == torch.float32
 
-    x = residuals(model, layer, itertools.islice(batches(tokenizer, seed=77), 4))
+    x = collect_outputs(model, layer, itertools.islice(batches(tokenizer, seed=77), 4))
     measured = fit(embedded.sae_path(which), x)
     assert measured["explained_variance"] > explained
     assert 5 < measured["l0"] < l0

@@ -8,7 +8,7 @@ import pytest
 
 from saif_fast.evaluate.candidates import random_latents
 from saif_fast.evaluate.methods import Method
-from saif_fast.evaluate.results import Row
+from saif_fast.evaluate.results import ResultRow
 from saif_fast.evaluate.study import (
     Search,
     Subject,
@@ -26,7 +26,7 @@ SEARCH, N_SELECT, N_REPORT = Search(), 24, 100
 
 
 @pytest.fixture(scope="module")
-def rows(subject: Subject) -> dict[str, dict[str, Row]]:
+def rows(subject: Subject) -> dict[str, dict[str, ResultRow]]:
     tasks = {name: get_task(name) for name in TASKS}
     choices: dict[str, Sequence[Choice]] = {}
     for name, task in tasks.items():

@@ -18,7 +18,7 @@ LOCAL = ModelInfo("./tiny", D_MODEL, N_LAYERS)
 
 def test_a_config_tells_name_shape_and_context() -> None:
     expected = ModelInfo("made/tiny", D_MODEL, N_LAYERS, context=64)
-    assert ModelInfo.of(tiny_model().config) == expected
+    assert ModelInfo.from_config(tiny_model().config) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_config_tells_name_shape_and_context() -> None:
     ids=["llama", "linear rope", "gpt2", "bloom"],
 )
 def test_the_context_of_a_config(config: LlamaConfig, context: int | None) -> None:
-    assert ModelInfo.of(config).context == context
+    assert ModelInfo.from_config(config).context == context
 
 
 def test_the_name_in_a_directorys_config(tmp_path: Path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""The hooks that steer a model's decoder layers, and the tables that they read."""
+"""Hooks that steer a model's decoder layers, and the tables that they read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class ResidualSteering:
-    """Latent sets on the decoder layers of one model.
+class SteeringHooks:
+    """Steering hooks on the decoder layers of one model.
 
-    :meth:`begin` says which sets each row of a batch asks for, :meth:`prepare` places the tokens of
-    the next forward, and the hooks of :meth:`attached` steer every layer's output in place. A
-    Hugging Face decoder layer returns the full residual stream, so the op gets no separate
+    :meth:`set_requests` says which sets each batch row asks for, :meth:`place_tokens` places the
+    tokens of the next forward, and the hooks of :meth:`attached` steer every layer's output in
+    place. A Hugging Face decoder layer returns the full residual stream, so the op gets no separate
     residual.
 
     Args:
         model: a decoder-only transformers model.
-        sets: what may be asked for, by name.
+        sets: the sets that may be asked for, by name.
 
     Raises:
         ValueError: a set was made for a model of another shape.
@@ -50,15 +50,16 @@ class ResidualSteering:
         self._request_row = self._token_row = torch.empty(0, dtype=torch.int32)
         self._token_scale = torch.empty(0)
 
-    def begin(self, requests: Sequence[SteeringRequest | None], prompt_lens: Tensor) -> None:
-        """Set what the rows of the next forwards ask for: one request a row, None = unsteered.
+    def set_requests(self, requests: Sequence[SteeringRequest | None], prompt_lens: Tensor) -> None:
+        """Set what the batch rows of the next forwards ask for.
 
         Args:
-            requests: [batch].
-            prompt_lens: [batch] integer, prompt tokens of each row without padding.
+            requests: [batch], one request per batch row; None = unsteered.
+            prompt_lens: [batch] integer, number of prompt tokens of each row, without padding.
 
         Raises:
-            ValueError: two sets of one request set the same latent.
+            ValueError: two sets of one request edit the same latent, or a change is too long for
+                the model's dtype.
         """
         for asked in {request.sets for request in requests if request is not None}:
             check_combination({name: self._sets[name] for name, _ in asked})
@@ -69,16 +70,16 @@ class ResidualSteering:
         steered = [-1 if request is None else row for row, request in enumerate(requests)]
         self._request_row = torch.tensor(steered, dtype=torch.int32, device=self._device)
 
-    def select(self, kept: Tensor) -> None:
-        """Keep only these batch rows: [kept] int64. For a batch whose finished rows are dropped."""
+    def keep_rows(self, kept: Tensor) -> None:
+        """Keep only these batch rows, [kept] int64, when finished ones leave the batch."""
         self._request_row = self._request_row[kept]
 
-    def prepare(self, positions: Tensor, real: Tensor | None) -> None:
+    def place_tokens(self, positions: Tensor, real: Tensor | None) -> None:
         """Place the tokens of the next forward.
 
         Args:
-            positions: [batch, tokens] integer, position of each token in its own sequence, padding
-                aside.
+            positions: [batch, tokens] integer, position of each token in its own sequence, without
+                padding.
             real: [batch, tokens] bool, False on padding, which is never steered; None = no padding.
         """
         if self._rows is None:
@@ -101,7 +102,7 @@ class ResidualSteering:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Steer every forward of the model inside the block; the hooks go on any exit."""
+        """Steer every forward of the model inside the block. Any exit removes the hooks."""
         with ExitStack() as hooks:
             for layer, module in self._layers.items():
                 handle = module.register_forward_hook(self._hook(self._banks[layer]))
@@ -137,15 +138,16 @@ class ResidualSteering:
 def _load_sets(
     sets: Mapping[str, LatentSet], model: HookedModel, device: torch.device
 ) -> tuple[dict[int, SteeringBank], dict[str, int]]:
-    """Banks by layer that hold all sets, and each set's slot."""
+    """Return banks by layer that hold all sets, and each set's slot by name."""
     live = [sum(s.n_live.get(layer, 0) for s in sets.values()) for layer in model.layers]
     max_sets, max_latents = len(sets), max(live, default=0)
-    slots = SlotAllocator(model.layers, max_sets, max_latents)
-    tables = LayerBanks(model, max_sets, max_latents, device)
+    allocator = SlotAllocator(model.layers, max_sets, max_latents)
+    loaded = LayerBanks(model, max_sets, max_latents, device)
     for latent_set in sets.values():
-        tables.write_set(slots.place(latent_set), model.edits_by_layer(latent_set, max_latents))
-    placed = {name: slots.placed[found.content_hash].slot for name, found in sets.items()}
-    return tables.banks, placed
+        edits = model.edits_by_layer(latent_set, max_latents)
+        loaded.write_set(allocator.place(latent_set), edits)
+    slots = {name: allocator.placed[found.content_hash].slot for name, found in sets.items()}
+    return loaded.banks, slots
 
 
 def _request_rows(
@@ -155,7 +157,7 @@ def _request_rows(
     device: torch.device,
 ) -> RequestRows:
     width = max(1, *(len(request.sets) for request in requests if request is not None))
-    # Filled on the host and copied at once: a copy for each row adds up over large batches.
+    # Filled on the host and copied at once: one copy per row would add up over large batches.
     rows = RequestRows.allocate(len(requests), width, "cpu")
     for row, request in enumerate(requests):
         if request is not None:
