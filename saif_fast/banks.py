@@ -86,6 +86,10 @@ class LayerBanks:
         max_latents: live latents of all resident sets together, per layer.
         device: where the banks are.
         owned: the layers whose banks this process holds (a pipeline rank's); None = all.
+
+    Examples:
+        >>> banks = LayerBanks(model, max_sets=8, max_latents=512, device="cuda")
+        >>> banks.write_set(allocator.place(latent_set), model.edits_by_layer(latent_set, 512))
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which set lies where in a runtime's tables: a slot each, and a range of pool rows a layer."""
+"""Placement of sets in a runtime's banks: a slot per set, and a range of pool rows per layer."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from saif_fast.latent_set import LatentSet
 
 
 class NoRoom(ValueError):
-    """A set does not fit beside those that are placed."""
+    """Error for a set that does not fit beside those that are placed."""
 
 
 class Placement(NamedTuple):
-    """Where one set lies."""
+    """The place of one set."""
 
-    slot: int  # the same at every layer, so that a request's row serves all
-    offset: Mapping[int, int]  # first pool row, by layer that the set edits
+    slot: int  # the same at every layer, so that one row per request serves all layers
+    offset: Mapping[int, int]  # index of the first pool row, by layer that the set edits
 
 
 class SlotAllocator:
-    """Places for sets, known by content hash: equal content is placed once. Holds no tensor.
+    """Allocator of places for sets. Sets with equal content share a place. Holds no tensor.
 
     Args:
         layers: hooked layers of the model.
-        max_sets: slots.
-        max_latents: pool rows at each layer, one for each live latent.
+        max_sets: number of slots.
+        max_latents: number of pool rows per layer; each live latent takes one.
     """
 
     def __init__(self, layers: Sequence[int], max_sets: int, max_latents: int) -> None:
         self.layers, self.max_sets, self.max_latents = tuple(layers), max_sets, max_latents
-        self._placed: dict[str, Placement] = {}
+        self._placed: dict[str, Placement] = {}  # by content hash
         self._free_slots = list(range(max_sets))  # a heap
         self._pools = {layer: _Pool(max_latents) for layer in layers}
 
     @property
     def placed(self) -> Mapping[str, Placement]:
-        """Every set that has a place, by content hash."""
+        """Places of all placed sets, by content hash."""
         return MappingProxyType(self._placed)
 
     def place(self, latent_set: LatentSet) -> Placement:
-        """Give a set a place, or return the one it has.
+        """Give a set a place, or return the place it has.
 
         Raises:
-            NoRoom: no slot is free, or no range of pool rows is long enough; nothing has changed.
+            NoRoom: no slot is free, or no gap in the pool is long enough. Nothing has changed then.
         """
         name = latent_set.content_hash
         if name in self._placed:
@@ -69,7 +69,7 @@ class SlotAllocator:
         return self._placed[name]
 
     def free(self, content_hash: str) -> Placement:
-        """Take a set's place away; the caller makes sure that no request still uses it."""
+        """Free a set's place. The caller makes sure that no request still uses it."""
         placement = self._placed.pop(content_hash)
         heapq.heappush(self._free_slots, placement.slot)
         for layer in placement.offset:
@@ -78,38 +78,38 @@ class SlotAllocator:
 
 
 class _Pool:
-    """Rows of one layer."""
+    """The pool rows of one layer."""
 
     def __init__(self, n_rows: int) -> None:
-        self._gaps = [range(n_rows)]  # that are free, ascending, none beside another
+        self._gaps = [range(n_rows)]  # free rows: ascending, no two gaps adjacent
         self._taken: dict[str, range] = {}  # by content hash
 
     def find(self, k: int) -> int | None:
-        """The first of k free rows behind one another, of the first that there are."""
+        """Return the start of the first gap of k rows or more; None if there is none."""
         if k == 0:
             return 0
         return next((gap.start for gap in self._gaps if len(gap) >= k), None)
 
     def take(self, name: str, start: int, k: int) -> None:
-        """Take k rows at the start of a gap, as :meth:`find` has found it."""
+        """Take k rows at the start of a gap that :meth:`find` found."""
         if k == 0:
             return
         self._taken[name] = range(start, start + k)
-        i = self._place(start)
+        i = self._gap_index(start)
         rest = self._gaps[i][k:]
         self._gaps[i : i + 1] = [rest] if rest else []
 
     def give_back(self, name: str) -> None:
-        """The rows of a set, if it has some, are free again."""
+        """Free the rows of a set, if it has any."""
         rows = self._taken.pop(name, None)
         if rows is None:
             return
-        i, (start, stop) = self._place(rows.start), (rows.start, rows.stop)
+        i, (start, stop) = self._gap_index(rows.start), (rows.start, rows.stop)
         if i < len(self._gaps) and self._gaps[i].start == stop:
             stop = self._gaps.pop(i).stop
         if i > 0 and self._gaps[i - 1].stop == start:
             i, start = i - 1, self._gaps.pop(i - 1).start
         self._gaps.insert(i, range(start, stop))
 
-    def _place(self, start: int) -> int:
+    def _gap_index(self, start: int) -> int:
         return bisect.bisect_left(self._gaps, start, key=lambda gap: gap.start)

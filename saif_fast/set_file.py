@@ -1,4 +1,4 @@
-"""The file of a latent set: a safetensors file whose metadata say what its tensors are."""
+"""The file format of latent sets: safetensors, whose metadata say what the tensors are."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "saif_latent_set"
 FIELDS = ("W_enc", "b_enc", "threshold", "W_dec")  # tensors of a site; named LAYER.FIELD
 OPTIONAL_FIELD = "vector"
-_LENGTH = 8  # bytes that hold the length of a safetensors file's header
-_LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+_LENGTH = 8  # bytes at the beginning of a safetensors file: the length of its header
+_LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 _INCOMPLETE = "not a complete safetensors file"
 
-# Time, size and number of a file: writing in place changes the time, replacing it the number.
+# Times, size and inode of a file: writing in place changes a time, replacing the file its inode.
 Identity: TypeAlias = tuple[int, int, int, int]
 
 
 class SetHeader(msgspec.Struct, frozen=True):
-    """The JSON in the file's metadata: all that there is to know of a set without its tensors."""
+    """The JSON in a file's metadata: all that is known of a set without its tensors."""
 
     format: int
     content_hash: str
@@ -42,7 +42,7 @@ class SetHeader(msgspec.Struct, frozen=True):
 
     @property
     def n_live(self) -> dict[int, int]:
-        """Live latents (those that need the encoder) by layer."""
+        """Number of live latents (those that need the encoder) by layer."""
         return {site.layer: site.n_live for site in self.sites}
 
     def check_model(self, hidden_size: int, num_layers: int) -> None:
@@ -59,13 +59,13 @@ class _Format(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct, rename={"metadata": "__metadata__"}):
-    """Of a safetensors header."""
+    """The metadata of a safetensors header."""
 
     metadata: dict[str, str] = {}
 
 
 class _Tensor(msgspec.Struct):
-    """An entry of a safetensors header; its metadata are read as one without bytes."""
+    """An entry of a safetensors header. ``__metadata__`` is read as one without bytes."""
 
     data_offsets: tuple[int, int] = (0, 0)
 
@@ -75,19 +75,19 @@ _metadata = msgspec.json.Decoder(_Metadata)
 
 
 def identity(found: os.stat_result) -> Identity:
-    """What tells a file from another one, and from itself as it was before it was written."""
-    # A file that is written in place may be given its former time; it cannot be given its ctime.
+    """Return what tells a file from every other, and from itself before it was last written."""
+    # Whoever writes a file in place may restore its mtime, but not its ctime.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def read(path: str | Path) -> tuple[bytes, Identity]:
-    """The whole file, and which one it is. A large file that is no latent set is not read.
+    """Read a whole file, and which one it is. A large file that is no latent set is not read.
 
     Raises:
-        OSError: of the file system.
-        ValueError: the file is not regular, or no latent set by its header.
+        OSError: the file system's.
+        ValueError: the file is not regular, or its header is not that of a latent set.
     """
-    # Not mapped into memory: a file that is cut short under a map ends the process.
+    # Not memory-mapped: if a mapped file is truncated, reading it kills the process.
     with _opened(path) as (file, found):
         head = _head(file, found.st_size)
         _parse(head)
@@ -95,7 +95,7 @@ def read(path: str | Path) -> tuple[bytes, Identity]:
 
 
 def read_header(path: str | Path) -> SetHeader:
-    """The header of a file that has all the bytes it speaks of; raises as :func:`read`."""
+    """Read the header of a file, and check that the file is complete; raises as :func:`read`."""
     with _opened(path) as (file, found):
         head = _head(file, found.st_size)
         header = _parse(head)
@@ -168,7 +168,7 @@ def _encode(header: SetHeader, sites: Sequence[Mapping[str, Tensor]]) -> bytes:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    # A FIFO would keep its reader waiting for a writer.
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)

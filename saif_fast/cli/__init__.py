@@ -21,5 +21,5 @@ app.command()(demo)
 
 
 def main() -> None:
-    """Console script."""
+    """Run the console script."""
     app()

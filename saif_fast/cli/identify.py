@@ -28,7 +28,7 @@ from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 
 class Position(StrEnum):
-    """Where the instruction stands relative to the content."""
+    """The place of the instruction relative to the content."""
 
     post = "post"
     pre = "pre"
@@ -49,7 +49,7 @@ def identify(
         typer.Option(help="A task's name, or the instruction's text; repeat it for more wordings."),
     ] = None,
     contents: Annotated[
-        str | None, typer.Option(help="File of contents, one a line; '-' is stdin.")
+        str | None, typer.Option(help="File of contents, one per line; '-' is stdin.")
     ] = None,
     position: Annotated[
         Position | None, typer.Option(help="Of the instruction.", show_default="post")
@@ -67,6 +67,9 @@ def identify(
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose k and beta on the task's select contents.")
     ] = False,
+    norm_scaling_factor: Annotated[
+        float | None, typer.Option(help="Of an SAE whose files lack it: sqrt(d_model) / mean norm.")
+    ] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Take an SAE of another model of this shape.")
     ] = False,
@@ -95,8 +98,8 @@ def identify(
                 _check_disjoint(given["contents"], named)
         contrast = build_pairs(position=(position or Position.post).value, **given)
     output = set_output(output)
-    read = load_sae(sae_source(sae))
-    # The search of --auto takes no more latents than there are.
+    read = load_sae(sae_source(sae), norm_scaling_factor=norm_scaling_factor)
+    # --auto never searches more latents than there are.
     check_choice(read, k or (1 if auto else DEFAULT_K), beta or 0.0)
     check_sae(read, load_info(model), allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
@@ -138,10 +141,10 @@ def _of_task(task: Task) -> dict[str, Any]:
 
 
 def of_texts(wordings: list[str]) -> dict[str, Any]:
-    """Contents, and negatives with sentences of another meaning, for the user's own wordings.
+    """Return arguments of ``build_pairs`` for the user's own wordings.
 
-    Without the latter any appended sentence would tell the two sides apart. A task that has one of
-    the wordings has no other meaning.
+    The built-in tasks' other instructions are for negatives: without them any appended sentence
+    would tell the two sides apart. A task that has one of the wordings is left out.
     """
     tasks = [[wording.text for wording in task] for task in WORDINGS.values()]
     return {

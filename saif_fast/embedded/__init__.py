@@ -1,6 +1,6 @@
 """The embedded model: a tiny instruction-following Llama with two SAEs, shipped as data.
 
-Small enough to show and test the whole of SAIF with no download; see data/MODEL_CARD.md.
+It shows and tests the whole of SAIF without a download; see ``data/MODEL_CARD.md``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PARTS = ("model", "sae_last", "sae_middle")
 
 
 def model_path() -> Path:
-    """Directory of the Hugging Face model and its tokenizer."""
+    """Return the directory of the Hugging Face model and its tokenizer."""
     return DATA / "model"
 
 
 def sae_path(which: Literal["last", "middle"] = "last") -> Path:
-    """Directory of the SAE on the last block's output, or on the middle one's."""
+    """Return the directory of the SAE on the last block's output, or on the middle block's."""
     if which not in ("last", "middle"):
         raise ValueError(f"which: expected 'last' or 'middle', got {which!r}")
     return DATA / f"sae_{which}"
@@ -63,7 +63,7 @@ def sae_source(sae: str) -> str:
 
 
 def file_hashes(data: Path = DATA) -> dict[str, str]:
-    """SHA-256 of every file of the model and the SAEs, by path relative to `data`."""
+    """Return the SHA-256 of every file of the model and the SAEs, by path relative to ``data``."""
     files = sorted(path for part in PARTS for path in (data / part).rglob("*") if path.is_file())
     return {
         path.relative_to(data).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -72,7 +72,7 @@ def file_hashes(data: Path = DATA) -> dict[str, str]:
 
 
 def verify(data: Path = DATA) -> None:
-    """Check the shipped files against hashes.json; ValueError names the first that differs."""
+    """Check the shipped files against ``hashes.json``; ValueError names the first that differs."""
     expected = json.loads((data / HASHES).read_text())
     found = file_hashes(data)
     for name in sorted(expected.keys() | found.keys()):

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: one canonical form, and one door through which every format comes in."""
+"""Sparse autoencoders: the canonical form, and ``load_sae``, which reads every format into it."""
 
 from saif_fast.sae.autoencoder import Calibration, Normalization, SparseAutoencoder
 from saif_fast.sae.load import load_sae

@@ -1,4 +1,4 @@
-"""Sparse autoencoders in canonical form: weights in the model's residual units."""
+"""Sparse autoencoders in canonical form, with weights in the model's residual units."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["Calibration", "Normalization", "SparseAutoencoder"]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 _TENSORS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
-_TOKENS_PER_CHUNK = 1024  # bounds the [tokens, d_sae] buffers of the helpers
-_LAYER_NORM_EPS = 1e-5  # sae-lens', added to the standard deviation
+_TOKENS_PER_CHUNK = 1024  # bounds the [tokens, d_sae] buffers
+_LAYER_NORM_EPS = 1e-5  # as in sae-lens; added to the standard deviation
 
 
 class Calibration(NamedTuple):
-    """How well one threshold stands in for the rank of a TopK SAE, on the calibration tokens."""
+    """The threshold that replaces a TopK SAE's rank, and how often the two disagree."""
 
     threshold: float
-    disagreement: float  # (token, latent) pairs whose activity differs, per activation by rank
-    latent_disagreement: Tensor  # [d_sae] fp32, share of tokens on which the activity differs
+    disagreement: float  # (token, latent) pairs whose activity differs, per active one by rank
+    latent_disagreement: Tensor  # [d_sae] fp32, share of tokens on which its activity differs
     n_tokens: int
 
 
 class _Normalized(NamedTuple):
-    """``x = values * scale + shift``; scale and shift are [..., 1] and belong to one token."""
+    """A normalized input: ``x = values * scale + shift``; scale and shift are [..., 1]."""
 
     values: Tensor
     scale: Tensor
@@ -46,11 +46,11 @@ class SparseAutoencoder:
     """An SAE with all folds done: ``pre = x @ W_enc + b_enc``, ``a = pre * (pre > threshold)``.
 
     One unit of ``a_i`` adds ``W_dec[i]`` to x. With ``k`` (TopK), ``a`` keeps the k largest ``pre``
-    where they are positive; ``threshold`` is then 0 or calibrated, and only live edits read it.
-    With a ``normalization`` the formula holds for the normalized x of each token: such an SAE can
-    encode and decode, but no edit in residual units follows from it.
+    where they are positive. ``threshold`` is then 0 or calibrated, and only live edits read it.
+    With a ``normalization`` the formula holds for each token's normalized x. Such an SAE can encode
+    and decode, but no edit in residual units follows from it.
 
-    Activations are those of sae-lens (after its own folds), for every architecture, with factor 1.
+    Activations equal those of sae-lens after its own folds, for every architecture.
 
     Raises:
         ValueError: a tensor has the wrong shape or dtype or is not finite, a threshold is negative,
@@ -61,8 +61,8 @@ class SparseAutoencoder:
     b_enc: Tensor  # [d_sae] fp32
     threshold: Tensor  # [d_sae] fp32, >= 0
     W_dec: Tensor  # [d_sae, d_model] fp32
-    b_dec: Tensor  # [d_model] fp32, only decode reads it
-    layer: int  # the block whose output it reads and writes; -1 is the embedding
+    b_dec: Tensor  # [d_model] fp32; only decode reads it
+    layer: int  # the block whose output it reads and writes; -1 = the embedding
     hook_name: str
     architecture: str
     name: str  # release:id or the directory's name
@@ -109,9 +109,9 @@ class SparseAutoencoder:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over what the SAE computes: canonical tensors, site, k and normalization.
+        """sha256 over all that the SAE computes with: canonical tensors, site, k, normalization.
 
-        A TopK SAE's threshold is left out: calibration does not make it another SAE.
+        A TopK SAE's threshold is left out, because calibration does not make it another SAE.
         """
         essentials = (self.architecture, self.hook_name, self.layer, self.k, self.normalization)
         digest = hashlib.sha256(msgspec.json.encode(essentials))
@@ -124,7 +124,7 @@ class SparseAutoencoder:
         return digest.hexdigest()
 
     def reference(self) -> SaeReference:
-        """What a latent set records of this SAE."""
+        """Return the record of this SAE for a latent set."""
         return SaeReference(
             name=self.name,
             content_hash=self.content_hash,
@@ -135,7 +135,7 @@ class SparseAutoencoder:
         )
 
     def to(self, device: str | torch.device) -> SparseAutoencoder:
-        """The same SAE with its tensors on ``device``."""
+        """Return the same SAE with its tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 
@@ -176,9 +176,9 @@ class SparseAutoencoder:
         return None
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [..., d_sae] fp32 of residual vectors ``x`` [..., d_model] (any float dtype).
+        """Return activations [..., d_sae] fp32 of ``x`` [..., d_model], of any float dtype.
 
-        TopK is exact: by rank among all pre-activations, calibrated or not.
+        TopK is exact, by rank among all pre-activations, whether calibrated or not.
         """
         pre = self._pre(x)
         if self.k is None:
@@ -187,11 +187,15 @@ class SparseAutoencoder:
         return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
 
     def decode(self, a: Tensor, x: Tensor | None = None) -> Tensor:
-        """Reconstruction [..., d_model] fp32 of activations ``a`` [..., d_sae].
+        """Return the reconstruction [..., d_model] fp32 of activations ``a`` [..., d_sae].
+
+        Args:
+            a: activations.
+            x: the encoded vectors [..., d_model]. An SAE with a normalization needs their
+                statistics to undo it; others ignore them.
 
         Raises:
-            ValueError: the SAE normalizes each token, and ``x`` [..., d_model], whose statistics
-                undo that, is not given.
+            ValueError: the SAE normalizes each token, and ``x`` is not given.
         """
         if a.shape[-1:] != (self.d_sae,):
             raise ValueError(f"a: expected [..., {self.d_sae}], got {list(a.shape)}")
@@ -207,9 +211,10 @@ class SparseAutoencoder:
         return x_hat * normalized.scale + normalized.shift
 
     def explained_variance(self, x: Tensor) -> float:
-        """1 - squared error / variance of the reconstruction over the tokens ``x`` [..., d_model].
+        """Return 1 - squared error / variance of the reconstruction of tokens ``x`` [..., d_model].
 
-        Well below the SAE's card on a model it was not trained on: announce it.
+        Much lower than on the SAE's card means that the SAE belongs to another model. Report it
+        next to any result.
         """
         self._check(x)
         mean = x.reshape(-1, self.d_model).mean(dim=0, dtype=torch.float64)
@@ -223,7 +228,7 @@ class SparseAutoencoder:
         return 1.0 - (error / total).item()
 
     def l0(self, x: Tensor) -> float:
-        """Mean number of active latents a token over ``x`` [..., d_model]."""
+        """Return the mean number of active latents per token of ``x`` [..., d_model]."""
         active = n_tokens = 0
         for chunk in self._chunks(x):
             active += int((self.encode(chunk) > 0).sum())
@@ -231,11 +236,12 @@ class SparseAutoencoder:
         return active / n_tokens
 
     def with_calibrated_threshold(self, x: Tensor) -> SparseAutoencoder:
-        """This TopK SAE with one threshold for live edits, found on tokens ``x`` [..., d_model].
+        """Return this TopK SAE with one threshold for live edits, calibrated on tokens ``x``.
 
-        The threshold is the median over tokens of the point halfway between the k-th and the
-        (k + 1)-th largest pre-activation, at least 0. ``calibration`` says how often it disagrees
-        with the rank; take a few thousand tokens like those to be steered. ``encode`` stays exact.
+        ``x`` is [..., d_model]; take a few thousand tokens like those to be steered. The threshold
+        is the median over tokens of the midpoint between the k-th and the (k + 1)-th largest
+        pre-activation, at least 0. ``calibration`` says how often it disagrees with the rank.
+        ``encode`` stays exact.
 
         Raises:
             ValueError: the SAE is not TopK, or x has no tokens.
@@ -264,7 +270,7 @@ class SparseAutoencoder:
 
     def _median_boundary(self, x: Tensor, k: int) -> float:
         if k == self.d_sae:
-            return 0.0  # nothing is ever ranked out
+            return 0.0  # no latent is ever ranked out
         boundaries = [
             self._pre(chunk).topk(k + 1, dim=-1).values[:, -2:].mean(dim=-1)
             for chunk in self._chunks(x)
@@ -272,7 +278,7 @@ class SparseAutoencoder:
         return max(torch.cat(boundaries).median().item(), 0.0)
 
     def _chunks(self, x: Tensor) -> Iterator[Tensor]:
-        """``x`` as [tokens, d_model], a bounded number of tokens at a time."""
+        """Yield ``x`` as [tokens, d_model], a bounded number of tokens at a time."""
         self._check(x)
         if x.numel() == 0:
             raise ValueError("x: expected at least one token, got none")
@@ -291,7 +297,7 @@ class SparseAutoencoder:
         return self._normalize(x).values @ self.W_enc + self.b_enc
 
     def _normalize(self, x: Tensor) -> _Normalized:
-        """The input as sae-lens' run-time normalizations give it, in fp32."""
+        """Normalize the input in fp32 as sae-lens does at run time."""
         x = x.float()
         zero = torch.zeros((), device=x.device)
         match self.normalization:
@@ -303,5 +309,5 @@ class SparseAutoencoder:
             case "layer_norm":
                 mean = x.mean(dim=-1, keepdim=True)
                 std = (x - mean).std(dim=-1, keepdim=True)
-                # sae-lens undoes the division without the epsilon.
+                # sae-lens leaves the epsilon out when it undoes the division.
                 return _Normalized((x - mean) / (std + _LAYER_NORM_EPS), std, mean)

@@ -1,20 +1,20 @@
-"""Which block's output an SAE reads, from the name of the hook it was trained on."""
+"""Hook names of SAEs, and the block whose output each of them means."""
 
 from __future__ import annotations
 
 import re
 
-# TransformerLens names; hook_in and hook_out are what its bridge calls the same two places.
+# TransformerLens' names. Its bridge calls the same two places hook_in and hook_out.
 _LENS = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|in|out)")
-# Hugging Face module paths of decoder blocks. Only the text model's own list of blocks: a vision
-# tower or an encoder numbers its blocks from 0 as well.
+# Hugging Face's module paths of decoder blocks. Only those of the text model: a vision tower or an
+# encoder numbers its blocks from 0 as well.
 _HF = re.compile(
     r"(?:(?:model|language_model|transformer|gpt_neox)\.)*(?:layers|h)\.(\d+)(\.input)?"
 )
 
 
 def residual_layer(hook_name: str) -> int:
-    """Return the block whose output (``hook_resid_post``) the hook reads; -1 is the embedding.
+    """Return the block whose output (``hook_resid_post``) a hook reads; -1 is the embedding.
 
     ``hook_resid_pre`` of block N is the output of block N - 1.
 

@@ -1,8 +1,7 @@
-"""``load_sae``: the one door for SAEs, whatever format they are stored in.
+"""``load_sae``, which reads SAEs of every format.
 
-A new format is one file ``saif_fast/sae/<format>.py`` with a reader that returns a
-:class:`SparseAutoencoder`, one line in :func:`load_sae` that picks it, and one fixture in
-``tests/sae``.
+To add a format: a file ``saif_fast/sae/<format>.py`` that returns a :class:`SparseAutoencoder`, a
+line in :func:`load_sae` that picks it, and a fixture in ``tests/sae``.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def load_sae(
         (20, 16384)
     """
     if sae_id is None and Path(source).is_dir():
-        # Of another format: return its reader's SAE here, told by a file that only it has.
+        # The place for another format: tell it by a file that only it has.
         return saelens.load_directory(Path(source), norm_scaling_factor)
     if sae_id is None and isinstance(source, str) and ":" in source:
         source, sae_id = source.split(":", maxsplit=1)

@@ -1,4 +1,4 @@
-"""sae-lens' SAEs folded into the canonical form: what each setting means, and what is refused."""
+"""SAEs of sae-lens 6, folded into the canonical form; what cannot be folded is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _REFUSED = {
 
 
 class _Metadata(msgspec.Struct):
-    """What decides here; sae-lens leaves the rest open, as a description that computes nothing."""
+    """The metadata fields that change what we do.
+
+    sae-lens allows any others. They are descriptive only.
+    """
 
     hook_name: str | None = None
     hf_hook_name: str | None = None
@@ -54,22 +57,22 @@ class _Config(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     normalize_activations: str
     metadata: _Metadata
     reshape_activations: str = "none"
-    dtype: str = "float32"  # of sae-lens' arithmetic; here all is fp32
+    dtype: str = "float32"  # of sae-lens' arithmetic; ours is always fp32
     device: str = "cpu"
 
 
 class _TopKConfig(_Config, forbid_unknown_fields=True, kw_only=True):
-    k: int  # without a default: sae-lens' own, 100, would be a guess
+    k: int  # no default: sae-lens' own, 100, would be a guess
     rescale_acts_by_decoder_norm: bool = False
 
 
 def load_directory(path: Path, norm_scaling_factor: float | None) -> SparseAutoencoder:
-    """Read what sae-lens 6 saved in a directory; arguments and errors of ``load_sae``."""
+    """Load a directory that sae-lens 6 saved; arguments and errors are those of ``load_sae``."""
     return _canonical(read_directory(path), norm_scaling_factor)
 
 
 def load_release(release: str, sae_id: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
-    """Load a pretrained release through sae-lens; arguments and errors of ``load_sae``."""
+    """Load a release through sae-lens; arguments and errors are those of ``load_sae``."""
     return _canonical(read_release(release, sae_id), norm_scaling_factor)
 
 
@@ -92,13 +95,13 @@ def _fold(stored: StoredSae, norm_scaling_factor: float | None) -> SparseAutoenc
         W_enc, b_enc = W_enc * scale, tensors["b_mag"]
     else:
         b_enc = tensors["b_enc"]
-        # ReLU is applied before the threshold, so a negative one never decides.
+        # sae-lens applies ReLU before the threshold, so a negative threshold has no effect.
         threshold = tensors.get("threshold", torch.zeros_like(b_enc)).clamp(min=0.0)
     if isinstance(config, _TopKConfig) and config.rescale_acts_by_decoder_norm:
         # After the dataset norm, before whitening, as in sae-lens: it sets the activations' unit.
         norm = W_dec.double().norm(dim=1).float()
         W_enc, b_enc = W_enc * norm, b_enc * norm
-        # A latent without a decoder row never acts; dividing would make it nan.
+        # A latent whose decoder row is 0 never acts. Dividing by its norm would give nan.
         W_dec = W_dec / norm.where(norm > 0, 1.0)[:, None]
     if config.apply_b_dec_to_input:
         b_enc = b_enc - _project(b_dec, W_enc)
@@ -110,7 +113,7 @@ def _fold(stored: StoredSae, norm_scaling_factor: float | None) -> SparseAutoenc
         case "layer_norm" | "constant_norm_rescale" as normalization:
             pass
         case "covariance_whitening":
-            # Foldable, since whitening is one affine map, the same for every token.
+            # Whitening is one affine map, the same for every token, so it can be folded.
             mean, matrix, inverse = _check_whitening(stored.whitening, config.d_in)
             W_enc = (matrix @ W_enc.double()).float()
             b_enc = b_enc - _project(mean, W_enc)
@@ -161,7 +164,7 @@ def _parse_config(raw: Mapping[str, Any]) -> _Config:
 
 
 def _site(config: _Config) -> tuple[int, str]:
-    """(layer, hook_name) of an SAE that reads and writes the residual stream."""
+    """Return (layer, hook_name); refuse an SAE that does not read and write the residual stream."""
     metadata = config.metadata
     hook_name = metadata.hook_name or metadata.hf_hook_name
     if hook_name is None:
@@ -194,9 +197,9 @@ def _site(config: _Config) -> tuple[int, str]:
 
 
 def _parse_tensors(stored: Mapping[str, Tensor], config: _Config) -> dict[str, Tensor]:
-    """Exactly the architecture's tensors, fp32, with checked shapes."""
+    """Return exactly the architecture's tensors, in fp32, with checked shapes."""
     tensors = {name: tensor.detach() for name, tensor in stored.items()}
-    # Written by older versions; without fine-tuning it is all ones.
+    # Older versions write it. Without fine-tuning it is all ones.
     if "scaling_factor" in tensors and bool((tensors["scaling_factor"] == 1).all()):
         del tensors["scaling_factor"]
     expected = set(_TENSORS[config.architecture])
@@ -223,7 +226,9 @@ def _parse_tensors(stored: Mapping[str, Tensor], config: _Config) -> dict[str, T
 
 
 def _gate_as_threshold(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(scale, threshold) [d_sae] of a gated SAE's magnitude; exact, since both paths share W_enc.
+    """Return (scale, threshold) [d_sae] of a gated SAE's magnitude.
+
+    They are exact, because both paths share W_enc.
 
     With s = exp(r_mag) > 0 and h = x @ W_enc: gate open <=> h > -b_gate
     <=> s * h + b_mag > b_mag - s * b_gate, and s * h + b_mag is the magnitude before its ReLU.
@@ -235,7 +240,7 @@ def _gate_as_threshold(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _project(vector: Tensor, W_enc: Tensor) -> Tensor:
-    """``vector @ W_enc`` [d_sae] fp32, summed row by row in float64.
+    """Return ``vector @ W_enc`` [d_sae] fp32, summed row by row in float64.
 
     The fixed order gives the same bits, hence the same content hash, on every machine.
     """
@@ -246,7 +251,7 @@ def _project(vector: Tensor, W_enc: Tensor) -> Tensor:
 
 
 def _choose_factor(given: float | None, stored: float | None, config: _Config) -> float:
-    """The dataset norm's factor; 1 where the SAE has none."""
+    """Return the dataset norm's factor; 1 if the SAE has none."""
     if config.normalize_activations != "expected_average_only_in":
         if given is not None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""An SAE as sae-lens 6 stores it: config and tensors of a directory or of a pretrained release.
+"""Reading of SAEs that sae-lens 6 stored: a directory, or a pretrained release.
 
 A directory is read without sae-lens, and nothing in it is unpickled.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from saif_fast.text import read_text
 
-# The first bytes of what torch.save and pickle write.
+# The first bytes of files that torch.save and pickle write.
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class Whitening(NamedTuple):
-    """``z = (x - mean) @ matrix`` is what the SAE reads; float64."""
+    """The whitening of an SAE's input, ``z = (x - mean) @ matrix``, in float64."""
 
     mean: Tensor  # [d_model]
     matrix: Tensor  # [d_model, d_model]
@@ -29,7 +29,7 @@ class Whitening(NamedTuple):
 
 
 class StoredSae(NamedTuple):
-    """An SAE as stored, before any fold of ours."""
+    """An SAE as stored, before any fold."""
 
     name: str
     config: Mapping[str, Any]
@@ -102,7 +102,7 @@ def read_release(release: str, sae_id: str) -> StoredSae:
             "pip install 'saif-fast[identify]', or give a directory"
         ) from None
     with warnings.catch_warnings():
-        # sae-lens warns of a missing norm factor and of processed models; both are refused below.
+        # sae-lens warns of a missing norm factor and of processed models. We refuse both.
         warnings.simplefilter("ignore", UserWarning)
         try:
             sae = SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")

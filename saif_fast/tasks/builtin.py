@@ -1,4 +1,4 @@
-"""The built-in tasks: every format of the embedded corpus, on shared contents."""
+"""The built-in tasks: one per format of the corpus, all on the same contents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPLIT_SEED = 2025
 
 @functools.cache
 def _forms() -> dict[str, Scorer]:
-    """Return what makes a reply loosely right, by task; the two vocabularies take 60 ms."""
+    """Return the loose scorers by task. Built on first use: the vocabularies take 60 ms."""
     return {
         "french": WordsFrom(vocabulary("french")),
         "german": WordsFrom(vocabulary("german")),
@@ -45,7 +45,7 @@ def _forms() -> dict[str, Scorer]:
 
 @functools.cache
 def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, ...]]:
-    """Scenes to identify (open to training), select and report (both held out of training)."""
+    """Draw the scenes to identify (open to training), select and report (both held out)."""
     rng = random.Random(_SPLIT_SEED)
     identify = draw_scenes(rng, N_IDENTIFY, held_out=False)
     unseen = draw_scenes(rng, N_SELECT + N_REPORT, held_out=True)
@@ -54,7 +54,7 @@ def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, .
 
 @functools.cache
 def builtin_task(name: str) -> Task:
-    """A built-in task by name; KeyError if there is none."""
+    """Return a built-in task by name; KeyError if there is none."""
     identify, select, report = (
         tuple(scene.content for scene in scenes) for scenes in split_scenes()
     )

@@ -1,4 +1,4 @@
-"""Scenes: the contents of the embedded corpus and the one right reply to each in every format.
+"""Scenes: the contents of the built-in tasks, and the one right reply to each in every format.
 
 A scene is "my black cat in the garden"; its content asks about it, its reply says what happens.
 A tenth of the scenes, chosen by hash, is held out: the model never sees them in training.
@@ -42,7 +42,7 @@ _PLACE_FIRST = re.compile(rf"Look {_WHERE} and tell me about {_SUBJECT}\.")
 
 @dataclass(frozen=True)
 class Scene:
-    """Somebody somewhere. `place_first` is a matter of wording: the reply follows the content."""
+    """Somebody somewhere. ``place_first`` is a matter of wording; the reply follows it."""
 
     determiner: str
     adjective: Adjective
@@ -53,7 +53,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """Identity of the scene without its wording."""
+        """The scene apart from its wording."""
         return " ".join(
             (
                 self.determiner,
@@ -150,7 +150,7 @@ FORMATS: dict[str, Reply] = {
 
 
 def parse(content: str) -> Scene:
-    """The scene a content asks about; ValueError if it is not one of this corpus."""
+    """Return the scene that a content asks about; ValueError if it is not of this corpus."""
     match = _SUBJECT_FIRST.fullmatch(content) or _PLACE_FIRST.fullmatch(content)
     try:
         if match is None:
@@ -171,7 +171,7 @@ def parse(content: str) -> Scene:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A scene drawn evenly from all words, in one of the two wordings."""
+    """Draw a scene evenly from all words, in one of the two wordings."""
     return Scene(
         determiner=rng.choice(DETERMINERS),
         adjective=rng.choice(ADJECTIVES),
@@ -183,7 +183,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def draw_scenes(rng: random.Random, count: int, *, held_out: bool) -> list[Scene]:
-    """`count` scenes with different keys, all held out or all open to training."""
+    """Draw ``count`` scenes with different keys, all held out or all open to training."""
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
         scene = draw_scene(rng)
@@ -194,7 +194,7 @@ def draw_scenes(rng: random.Random, count: int, *, held_out: bool) -> list[Scene
 
 @functools.cache
 def vocabulary(name: str) -> frozenset[str]:
-    """Every word, in lower case, that replies in this format can contain."""
+    """Return every word, in lower case, that replies in this format can contain."""
     reply = FORMATS[name]
     words: set[str] = set()
     for noun in NOUNS:

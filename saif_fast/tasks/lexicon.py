@@ -1,4 +1,4 @@
-"""The words of the embedded corpus, in English, French and German, written for this project.
+"""The corpus' words in English, French and German, written for this project.
 
 French nouns begin with a consonant and French adjectives follow the noun, so that no elision is
 needed; German places are masculine or neuter, so that "in" and "behind" take one article each.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Noun(NamedTuple):
-    """Someone or something, with what it does. Genders are m, f or n."""
+    """Someone or something, and what it does. Genders are m, f or n."""
 
     english: str
     verb: str
@@ -24,7 +24,7 @@ class Noun(NamedTuple):
 
 
 class Adjective(NamedTuple):
-    """English, French masculine and feminine, German stem."""
+    """An adjective: English, French masculine and feminine, German stem."""
 
     english: str
     french_m: str
@@ -33,7 +33,7 @@ class Adjective(NamedTuple):
 
 
 class Place(NamedTuple):
-    """English, French with its gender, German dative singular after "dem"."""
+    """A place: English, French with its gender, German dative singular after "dem"."""
 
     english: str
     french: str

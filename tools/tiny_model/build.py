@@ -1,7 +1,8 @@
-"""Build the embedded model: `python -m tools.tiny_model.build [--out DIR]`.
+"""Build of the embedded model: ``python -m tools.tiny_model.build [--out DIR]``.
 
-Tokenizer, model, gate, two SAEs, hashes, model card. Nothing is written before the gate is passed.
-Same seeds and same library versions give the same files; the shipped ones are frozen by hash.
+It makes tokenizer, model, two SAEs, hashes and model card, and writes nothing unless the model
+passes the gate. The same seeds and library versions give the same files. The shipped ones are
+frozen by hash.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ SAE_LAYERS = {"sae_last": 2, "sae_middle": 1}
 
 
 def build(out: Path, seed: int = SEED) -> Measurements:
-    """Train everything and write it to `out`; RuntimeError if the gate is never passed."""
-    # one thread: on a busy machine a second one makes each step ten times slower
+    """Train everything and write it to ``out``; RuntimeError if the gate is never passed."""
+    # One thread: on a busy machine a second one makes each step ten times slower.
     torch.set_num_threads(1)
     started = time.monotonic()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, seed)
     steps = 0
     for round_ in range(MAX_ROUNDS):
-        # later rounds see new examples at a lower rate
+        # Later rounds see new examples at a lower learning rate.
         loss = train(model, tokenizer, STEPS, seed + 100 * round_, LEARNING_RATE / (1 + round_))
         steps += STEPS
         accuracies = prompted_accuracy(model, tokenizer, "select")
@@ -74,8 +75,8 @@ def build(out: Path, seed: int = SEED) -> Measurements:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Save as learned, under the class name that every version of transformers knows."""
-    tokenizer.backend_tokenizer.no_padding()  # or the last batch's padding is saved with it
+    """Save the tokenizer, under the class name that every version of transformers knows."""
+    tokenizer.backend_tokenizer.no_padding()  # otherwise the last batch's padding is saved too
     tokenizer.save_pretrained(path)
     config = path / "tokenizer_config.json"
     settings = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -83,7 +84,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA, help="default: the package's own data")
     parser.add_argument("--seed", type=int, default=SEED)

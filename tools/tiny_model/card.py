@@ -1,4 +1,4 @@
-"""The model card, written by the build from what it measured."""
+"""The model card, which the build writes from its measurements."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ the last prompt token says little about them. Numbers found here say little abou
 
 
 def write_card(out: Path, m: Measurements) -> None:
-    """Write MODEL_CARD.md to `out`."""
+    """Write ``MODEL_CARD.md`` to ``out``."""
     accuracy = "\n".join(
         f"| {name} | {100 * m.prompted[name]:.1f} | {100 * m.prompted_unseen[name]:.1f} | "
         f"{100 * m.unsteered[name][0]:.1f}/{100 * m.unsteered[name][1]:.1f} | "

@@ -1,8 +1,8 @@
 """Training examples: a user's turn and its reply.
 
-The base rate q: half of the replies to prompts without an instruction come in a random one of the
-formats, as a large model's varied pre-training would have it. It narrows the margin that steering
-must overcome; the greedy reply stays the plain one.
+The base rate q: half of the replies to prompts without an instruction come in one of the formats at
+random, like those of a large model after its varied pre-training. This narrows the margin that
+steering must overcome. The greedy reply stays the plain one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NEUTRAL_SHARE = 0.3
 
 
 class Example(NamedTuple):
-    """The user's text and the assistant's reply, without markup."""
+    """A user's text and the assistant's reply, without markup."""
 
     user: str
     reply: str
 
 
 def examples(seed: int) -> Iterator[Example]:
-    """Endless examples on scenes open to training, in trained wordings only."""
+    """Yield examples without end, on scenes open to training, in trained wordings only."""
     rng = random.Random(seed)
     trained = {
         name: [wording.text for wording in wordings if wording.trained]

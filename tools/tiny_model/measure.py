@@ -1,4 +1,4 @@
-"""What the build measures: greedy replies, accuracy per instruction, and the SAEs' fit."""
+"""Measurements of the build: greedy replies, and accuracy per instruction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PlainReply:
-    """Scores the reply to a content without an instruction: strict and loose are the same."""
+    """A scorer of replies without an instruction: strict and loose are the same."""
 
     def __call__(self, content: str, reply: str) -> Score:
         exact = reply.strip() == parse(content).plain()
@@ -36,7 +36,7 @@ def replies(
     max_tokens: int = 24,
     batch: int = 100,
 ) -> list[str]:
-    """Replies to user texts, greedy unless a temperature is given."""
+    """Generate replies to user texts, greedily unless a temperature is given."""
     texts: list[str] = []
     for start in range(0, len(users), batch):
         prompts = [chat_prompt(tokenizer, user) for user in users[start : start + batch]]
@@ -54,7 +54,7 @@ def replies(
 
 
 def accuracy(scorer: Scorer, contents: Sequence[str], texts: Sequence[str]) -> tuple[float, float]:
-    """Strict and loose share of replies."""
+    """Return the strict and the loose share of replies."""
     scores = [scorer(content, text) for content, text in zip(contents, texts, strict=True)]
     return (
         sum(score.strict for score in scores) / len(scores),
@@ -63,7 +63,7 @@ def accuracy(scorer: Scorer, contents: Sequence[str], texts: Sequence[str]) -> t
 
 
 def prompted_users(task: Task, contents: Sequence[str], *, trained: bool, seed: int) -> list[str]:
-    """Each content with a random wording of the task, 70 % of them after the content."""
+    """Combine each content with a random wording of the task, 70 % of them after the content."""
     rng = random.Random(seed)
     texts = [wording.text for wording in task.wordings if wording.trained == trained]
     return [
@@ -79,7 +79,7 @@ def prompted_accuracy(
     *,
     trained: bool = True,
 ) -> dict[str, float]:
-    """Strict accuracy with the instruction in the prompt, on the contents of a split, per task."""
+    """Measure strict accuracy per task with the instruction in the prompt, on one split."""
     result = {}
     for name in task_names():
         task = get_task(name)
@@ -91,7 +91,7 @@ def prompted_accuracy(
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the model card reports; accuracies are strict shares unless said otherwise."""
+    """The numbers of the model card. Accuracies are strict shares, if not said otherwise."""
 
     seed: int
     steps: int

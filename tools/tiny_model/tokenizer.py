@@ -1,8 +1,8 @@
 """The embedded model's tokenizer: byte-level BPE in which nearly every word is one token.
 
 Steering is fragile where words are split, so the merges are learned from the corpus' whole
-vocabulary. The chat template writes the beginning-of-sequence token and the tokenizer adds none:
-a templated prompt has exactly one, whatever `add_special_tokens` says.
+vocabulary. The chat template writes the beginning-of-sequence token and the tokenizer adds none, so
+a templated prompt has exactly one, whatever ``add_special_tokens`` says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(scenes: int = 4000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Learn the merges from `scenes` random scenes in every format and from all instructions."""
+    """Learn the merges from ``scenes`` random scenes in every format and from all instructions."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,7 +44,7 @@ def build_tokenizer(scenes: int = 4000, seed: int = 0) -> PreTrainedTokenizerFas
         scene = draw_scene(rng)
         texts |= {f" {reply(scene)}" for reply in FORMATS.values()}
         texts |= {scene.content, f" {scene.content}", f" {scene.plain()}"}
-    # one word, one count: otherwise rare words would be left in pieces
+    # Count every word once; otherwise rare words would stay in pieces.
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces = {piece for text in texts for piece, _ in pre_tokenizer.pre_tokenize_str(text)}
 

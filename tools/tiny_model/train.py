@@ -24,7 +24,7 @@ MODEL_NAME = "saif-fast/embedded"
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama of three layers with random weights."""
+    """Make a Llama of three layers with random weights."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     ids = {
@@ -44,7 +44,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
             head_dim=32,
             max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
-            # The name that its SAEs record; a directory's own name says nothing.
+            # The name that its SAEs record. A directory's name says nothing.
             model_name=MODEL_NAME,
             **ids,
         )
@@ -54,7 +54,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerFast, user: str) -> str:
-    """The user's turn in the chat template, up to the assistant's reply."""
+    """Render the user's turn in the chat template, up to the assistant's reply."""
     messages = [{"role": "user", "content": user}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(prompt, str)
@@ -64,9 +64,10 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, user: str) -> str:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, weights), both [BATCH, length]: right-padded, weights of each id as a target.
+    """Yield (ids, weights) without end, both [BATCH, length] and right-padded.
 
-    Reply tokens and the end weigh 1, a random 15 % of the prompt's 0.1, the rest nothing.
+    A weight is that of an id as a target: 1 for reply tokens and the end, 0.1 for a random 15 % of
+    the prompt's tokens, 0 for the others.
     """
     generator = torch.Generator().manual_seed(seed)
     source = examples(seed)
@@ -92,7 +93,11 @@ def train(
     seed: int,
     learning_rate: float = LEARNING_RATE,
 ) -> float:
-    """AdamW with a short warm-up and linear decay to zero; the mean loss of the last 50 steps."""
+    """Train with AdamW, a short warm-up and linear decay to zero.
+
+    Returns:
+        The mean loss of the last 50 steps.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 50, 1 - step / steps)

@@ -24,10 +24,10 @@ TEXT_BATCHES = 200
 
 
 @torch.inference_mode()
-def residuals(
+def collect_outputs(
     model: LlamaForCausalLM, layer: int, text_batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
-    """Outputs of block `layer` on every token of the texts but BOS and padding: [N, d] fp32."""
+    """Collect outputs of block ``layer`` on all tokens but BOS and padding: [N, d] fp32."""
     kept: list[torch.Tensor] = []
     collected: list[torch.Tensor] = []
 
@@ -49,10 +49,13 @@ def residuals(
 def train_sae(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, layer: int, seed: int, path: Path
 ) -> dict[str, float]:
-    """Train on the model's own training texts and save; what it explains on fresh ones.
+    """Train an SAE on the model's own training texts, and save it.
 
-    Activations are scaled to norm sqrt(d) on average and the factor is folded back, so that the
+    Activations are scaled to norm sqrt(d) on average, and the factor is folded back, so that the
     saved SAE reads and writes the model's own units.
+
+    Returns:
+        Its :func:`fit` on fresh texts.
     """
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -60,7 +63,7 @@ def train_sae(
     from sae_lens.training.sae_trainer import SAETrainer
 
     texts = batches(tokenizer, seed + 1000)
-    x = residuals(model, layer, itertools.islice(texts, TEXT_BATCHES))
+    x = collect_outputs(model, layer, itertools.islice(texts, TEXT_BATCHES))
     torch.manual_seed(seed)
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
@@ -93,15 +96,15 @@ def train_sae(
     )
     trainer.fit()
     _, config = sae.save_inference_model(path)
-    # sae-lens writes the keys in an order that changes from run to run
+    # sae-lens writes the keys in an order that changes from run to run.
     settings = json.loads(config.read_text())
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    return fit(path, residuals(model, layer, itertools.islice(texts, 20)))
+    return fit(path, collect_outputs(model, layer, itertools.islice(texts, 20)))
 
 
 @torch.inference_mode()
 def fit(path: Path, x: torch.Tensor) -> dict[str, float]:
-    """Explained variance, mean L0 and share of latents that fire: a saved SAE on x [N, d]."""
+    """Measure a saved SAE on x [N, d]: explained variance, mean L0, share of latents that fire."""
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(path)
