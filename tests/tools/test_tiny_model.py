@@ -11,7 +11,7 @@ from saif_fast.tasks import task_names
 
 pytest.importorskip("transformers")
 
-from saif_fast.embedded import build as building
+from tools.tiny_model import build as building
 from tools.tiny_model.tokenizer import build_tokenizer
 
 
