@@ -74,7 +74,7 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 
 demo: setup ## Find latents, steer a real vLLM with them, print the table (the README's first command)
 	@$(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
-	$(PY) -m saif_fast.demo --output build/demo $(DEMO_FLAGS)
+	$(PY) -m saif_fast.cli demo --output build/demo $(DEMO_FLAGS)
 
 SERVED := build/serve-demo
 
@@ -133,7 +133,7 @@ vllm-matrix: setup ## The seams' tests on other versions of vLLM (VERSIONS, an h
 	$(PY) -m bench.vllm_matrix $(VERSIONS)
 
 tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
-	$(PY) -m saif_fast.embedded.build
+	$(PY) -m tools.tiny_model.build
 
 lock: setup ## Derive locks/*.txt anew from package metadata (CPython 3.11)
 	$(PY) locks/update.py

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from saif_fast.placement import NoRoom, Placement, SlotAllocator
 from saif_fast.set_dir import UnknownSet
-from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Found, Lookup, Offered, SetCatalog
 from saif_vllm.request import SetUse, Steered, carry, parse, pinned, split_keys
@@ -69,7 +69,7 @@ class Admission:
     def __init__(self, catalog: SetCatalog, write: Write, scrub: Scrub) -> None:
         config = catalog.config
         self._catalog, self._write, self.scrub = catalog, write, scrub
-        self._slots = SetSlots(config.layers, config.max_sets, config.max_latents)
+        self._slots = SlotAllocator(config.layers, config.max_sets, config.max_latents)
         self._loaded: OrderedDict[str, _Set] = OrderedDict()  # least recently used first
         self._line: deque[tuple[Admitted, Proceed]] = deque()  # waiting for room
         self._returning: set[Admitted] = set()  # from the line, not yet added again

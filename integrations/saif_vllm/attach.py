@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saif_fast.tables import HookedModel, SteeringTables
+from saif_fast.banks import HookedModel, LayerBanks
 from saif_kernels import RequestRows, Tally
 from saif_vllm.capture import LastTokenCapture
 from saif_vllm.catalog import model_of
@@ -126,7 +126,7 @@ def _allocate(
     vllm_config: Any,
     device: torch.device,
 ) -> Steering:
-    tables = SteeringTables(fits, config.max_sets, config.max_latents, device, owned=owned)
+    tables = LayerBanks(fits, config.max_sets, config.max_latents, device, owned=owned)
     max_requests = vllm_config.scheduler_config.max_num_seqs
     rows = RequestRows.allocate(max_requests, config.max_sets_per_request, device)
     tally = Tally.allocate(len(owned), max_tokens, max_requests, device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.slots import Placement
+from saif_fast.placement import Placement
 from saif_kernels import LatentEdits, Window
 from saif_kernels._triton import compiles_in_time
 from saif_kernels.steer import FEW_TOKENS
@@ -100,7 +100,7 @@ def _canaries(d_model: int) -> dict[str, LatentEdits]:
             vector, vector.norm().item(), layer=0, num_layers=1
         ),
     }
-    return {kind: latent_set.compile(0) for kind, latent_set in sets.items()}
+    return {kind: latent_set.edits_at(0) for kind, latent_set in sets.items()}
 
 
 def _with_canary(

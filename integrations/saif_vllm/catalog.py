@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from saif_fast.banks import HookedModel
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory, UnknownSet, reading
 from saif_fast.set_file import Identity
-from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
 from saif_vllm.config import SteeringConfig
 
@@ -119,7 +119,7 @@ class SetCatalog(Collection[str]):
                 continue
         for name, header in self._directory.headers():
             with reading(name):
-                self.model.check(header, self.config.max_latents)
+                self.model.check_header(header, self.config.max_latents)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -153,7 +153,9 @@ class SetCatalog(Collection[str]):
             return self._fit(found, latent_set)
 
     def _fit(self, found: Found, latent_set: LatentSet) -> Offered:
-        return Offered(found, latent_set, self.model.compile(latent_set, self.config.max_latents))
+        return Offered(
+            found, latent_set, self.model.edits_by_layer(latent_set, self.config.max_latents)
+        )
 
     def received(self, found: Found) -> Offered:
         """A set that came with a request, whatever the file of its name holds by now.

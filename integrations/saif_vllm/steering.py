@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from saif_fast.slots import Placement
-from saif_fast.tables import SteeringTables
+from saif_fast.banks import LayerBanks
+from saif_fast.placement import Placement
 from saif_kernels import LatentEdits, SteeringBank, steer_
 from saif_vllm.step import StepTables
 
@@ -54,7 +54,7 @@ class Steering:
         max_dose: as for :class:`LayerSteering`.
     """
 
-    def __init__(self, tables: SteeringTables, step: StepTables, max_dose: float | None) -> None:
+    def __init__(self, tables: LayerBanks, step: StepTables, max_dose: float | None) -> None:
         self.tables, self.step = tables, step
         self.layers = {
             layer: LayerSteering(bank, step, i, max_dose)
@@ -77,4 +77,4 @@ class Steering:
 
     def write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
         """Load a set; no request of a running batch uses its slot."""
-        self.tables.write(placement, compiled)
+        self.tables.write_set(placement, compiled)

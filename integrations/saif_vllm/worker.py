@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from saif_fast.slots import Placement
+from saif_fast.placement import Placement
 from saif_kernels import LatentEdits
 from saif_vllm import canary, seams
 from saif_vllm.nonfinite import scrub

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,31 @@ def test_importing_it_stays_light(module: str, unwanted: set[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert result.stdout.split() == []
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules that a Python file imports, be it inside a function: full names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            # ``from package import name``: a module where there is one of this name.
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                base = ROOT.joinpath(*name.split("."))
+                is_module = base.with_suffix(".py").is_file() or base.is_dir()
+                found.add(name if is_module else node.module)
+    return found
+
+
+@pytest.mark.parametrize("grain", ["files", "rooms"])
+def test_saif_fast_has_no_import_circle(grain: str) -> None:
+    """A room is a folder, or a file beside the folders; ``saif_fast`` itself is the public face."""
+    graph: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "saif_fast").rglob("*.py")):
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found = {name for name in modules_imported(path) if name.split(".")[0] == "saif_fast"}
+        if grain == "rooms":
+            own, *found = (".".join(name.split(".")[:2]) for name in (own, *found))
+        graph.setdefault(own, set()).update(set(found) - {own})
+    tuple(TopologicalSorter(graph).static_order())  # CycleError names the circle
