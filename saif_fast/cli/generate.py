@@ -21,7 +21,7 @@ from saif_fast.set_dir import SetDirectory, reading
 
 
 class RuntimeName(StrEnum):
-    """A runtime of ours."""
+    """The runtimes that the commands offer."""
 
     vllm = "vllm"
     transformers = "transformers"

@@ -137,7 +137,7 @@ class Subject:
 def check_task(
     task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
 ) -> None:
-    """Check, before the model runs, what a study of the task would fail by later.
+    """Check, before the model runs, everything that would make a study of the task fail later.
 
     Args:
         task: the task.

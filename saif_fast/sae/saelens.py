@@ -263,7 +263,8 @@ def _choose_factor(given: float | None, stored: float | None, config: _Config) -
     if factor is None:
         raise ValueError(
             "norm_scaling_factor: expected the factor of normalize_activations="
-            "'expected_average_only_in', which neither the files nor the release hold, got none"
+            "'expected_average_only_in', which neither the files nor the release hold, got none; "
+            "give norm_scaling_factor (saif identify --norm-scaling-factor)"
         )
     if not isinstance(factor, int | float) or not (math.isfinite(factor) and factor > 0):
         raise ValueError(f"norm_scaling_factor: expected a positive number, got {factor!r}")
