@@ -15,12 +15,11 @@ import msgspec
 import torch
 from torch import Tensor
 
-from saif_kernels import Tally, tally_steps
-from saif_kernels.tally import LAST
-from saif_kernels.tally import columns as tally_columns
+from saif_kernels import Tally, tally_steps_
 from saif_vllm.request import Steered, spelled
 from saif_vllm.signals import Signals
 
+_N_COUNTS = Tally.HIGHEST_POSITION  # columns that count tokens; all come before that one
 _KEPT = 4096  # ended requests that can still be reported on
 
 
@@ -98,7 +97,7 @@ class Proof:
         self._places = list(range(_KEPT))  # free ones
         self._left: OrderedDict[int, tuple[Steered, int]] = OrderedDict()  # by number, with place
         # Sums of the rows that are no longer kept: tokens, and the doses.
-        self._forgotten = tally.table.new_zeros(LAST + len(layers), dtype=torch.float64)
+        self._forgotten = tally.table.new_zeros(_N_COUNTS + len(layers), dtype=torch.float64)
         self.signals = Signals(tally, warn_dose)
         self._sent = 0  # the signals' number of the last step
 
@@ -140,7 +139,7 @@ class Proof:
             RuntimeError: in this or an earlier step a token was planned and not steered. A GPU's
                 steps raise at the latest when their output is read, see :meth:`nonfinite`.
         """
-        tally_steps(token_row, self.tally)
+        tally_steps_(token_row, self.tally)
         self._sent = self.signals.send()
         self.signals.read()
 
@@ -160,14 +159,14 @@ class Proof:
         """Of all requests there have been; waits for the device."""
         _, rows = self._remembered()
         sums = (_sums(rows) + self._forgotten).tolist()
-        planned, steered, shortened, nonfinite = map(int, sums[:LAST])
-        dose = dict(zip(self._layers, sums[LAST:], strict=True))
+        planned, steered, shortened, nonfinite = map(int, sums[:_N_COUNTS])
+        dose = dict(zip(self._layers, sums[_N_COUNTS:], strict=True))
         return Totals(planned, steered, shortened, nonfinite, dose)
 
     def report(self) -> list[RequestReport]:
         """Of all requests that are remembered, oldest first; waits for the device."""
         found, tables = self._remembered()
-        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables.cpu()))
+        counts, dose_sum, dose_max = (columns.tolist() for columns in Tally.columns(tables.cpu()))
         return [
             RequestReport(
                 request_id=steered.request_id,
@@ -199,5 +198,5 @@ class Proof:
 
 def _sums(rows: Tensor) -> Tensor:
     """Of rows of a tally's table: tokens (all counts but the position), doses by layer; fp64."""
-    counts, dose_sum, _ = tally_columns(rows)
-    return torch.cat([counts[:, :LAST].double(), dose_sum.double()], dim=1).sum(0)
+    counts, dose_sum, _ = Tally.columns(rows)
+    return torch.cat([counts[:, :_N_COUNTS].double(), dose_sum.double()], dim=1).sum(0)

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saif_kernels import RequestRows, prepare_steps
-from saif_kernels.rows import copy_to
+from saif_kernels import RequestRows, copy_from_host, prepare_steps_
 from saif_vllm.capture import LastTokenCapture, Wanted
 from saif_vllm.proof import Proof
 from saif_vllm.request import Steered
@@ -102,9 +101,9 @@ class StepTables:
             # Quicker than torch.tensor, by 10 us for 256 requests.
             rows = np.fromiter(map(self._held.__getitem__, batch), np.int32, len(batch))
             self._request_row = self._request_row.new_empty(len(batch))
-            copy_to(self._request_row, torch.from_numpy(rows))
+            copy_from_host(self._request_row, torch.from_numpy(rows))
         n_written = max(n_tokens, self._filled)
-        prepare_steps(
+        prepare_steps_(
             token_row=self.token_row[:n_written],
             token_scale=self.token_scale[:n_written],
             query_start_loc=query_start_loc,

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from waits import Methods, Ops
 
-from saif_kernels import LatentEdits, RequestRows, SteeringBank, Tally, Window, prepare_steps
-from saif_kernels.rows import copy_to
+from saif_kernels import (
+    LatentEdits,
+    RequestRows,
+    SteeringBank,
+    Tally,
+    Window,
+    copy_from_host,
+    prepare_steps_,
+)
 from saif_vllm.capture import LastTokenCapture
 from saif_vllm.proof import Proof
 from saif_vllm.request import SetUse, Steered
@@ -156,15 +163,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
     def launch(**arguments: Any) -> None:
         work.launches.append(len(arguments["token_row"]))
-        prepare_steps(**arguments)
+        prepare_steps_(**arguments)
 
     def copy(target: Tensor, host: Tensor) -> None:
         work.copies.append(host)
-        copy_to(target, host)
+        copy_from_host(target, host)
 
-    monkeypatch.setattr("saif_vllm.step.prepare_steps", launch)
-    monkeypatch.setattr("saif_vllm.step.copy_to", copy)
-    monkeypatch.setattr("saif_kernels.rows.copy_to", copy)
+    monkeypatch.setattr("saif_vllm.step.prepare_steps_", launch)
+    monkeypatch.setattr("saif_vllm.step.copy_from_host", copy)
+    monkeypatch.setattr("saif_kernels.request_rows.copy_from_host", copy)
     return work
 
 
