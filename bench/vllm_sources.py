@@ -12,41 +12,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+
+from saif_vllm.seams import Attribute, Seam
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.ClassDef | Function
-
-
-class Seam(Protocol):
-    """A row of `saif_vllm.seams.SEAMS`: a callable whose first parameters are these.
-
-    `owner` is the class, or "" for a function of the module. `keywords` are given by name, so they
-    may be anywhere but in a `**kwargs`.
-    """
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def owner(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parameters(self) -> tuple[str, ...]: ...
-
-    @property
-    def keywords(self) -> tuple[str, ...]: ...
-
-
-class Attribute(NamedTuple):
-    """What an object of a class has: a field, a property, or what a method of it sets on `self`."""
-
-    module: str
-    owner: str
-    name: str
 
 
 class SourceTree:

@@ -13,23 +13,10 @@ import msgspec
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory, UnknownSet, reading
-from saif_fast.set_file import Identity
 from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
-from saif_vllm.config import SteeringConfig
-
-
-class Found(msgspec.Struct, frozen=True, array_like=True):
-    """A set as the front end found it, and as a request carries it to the engine core.
-
-    Whatever becomes of the file meanwhile, the core has what was validated: the content goes with
-    the request, which costs 20 us for 100 KB.
-    """
-
-    name: str
-    content_hash: str
-    identity: Identity  # of the file
-    data: bytes  # its content
+from saif_vllm.config import SteeringConfig, hooked_model
+from saif_vllm.request import Found
 
 
 class Offered(NamedTuple):
@@ -100,7 +87,7 @@ class SetCatalog(Collection[str]):
         Raises:
             ValueError: it is not there, or a set does not fit; the message names it.
         """
-        catalog = cls(SetDirectory(config.set_dir), config, model_of(vllm_config, config))
+        catalog = cls(SetDirectory(config.set_dir), config, hooked_model(vllm_config, config))
         catalog.check()
         catalog.max_tokens = vllm_config.model_config.max_model_len - 1
         return catalog
@@ -224,14 +211,3 @@ class Lookup(Collection[str]):
 # Over HTTP a request is checked before its answer begins, and is made into requests of the engine
 # much later, perhaps in a task of its own: a context goes with it.
 _lookup: ContextVar[Lookup | None] = ContextVar("saif_lookup", default=None)
-
-
-def model_of(vllm_config: Any, config: SteeringConfig) -> HookedModel:
-    """What a set must fit in an engine of this configuration."""
-    model = vllm_config.model_config
-    return HookedModel(
-        config.layers,
-        model.get_hidden_size(),
-        model.get_total_num_hidden_layers(),
-        model.dtype,
-    )

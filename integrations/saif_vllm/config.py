@@ -8,17 +8,18 @@ agree. Other sets need no other graph, so the key does not hold their directory 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saif_vllm.unhashed import UnhashedPath, path_of
+from saif_vllm.unhashed import path_of
+
+if TYPE_CHECKING:
+    from saif_fast.tables import HookedModel
 
 DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
-EXTENSION = "saif_vllm.worker.SaifWorkerExtension"
+EXTENSION = "saif_vllm.worker.extension.SaifWorkerExtension"
 _LARGEST = 1e6  # strength or dose: far beyond use, far within fp32, which the tables are in
 
 
@@ -34,20 +35,6 @@ def refuse_disabled() -> None:
             f"{DISABLE_VARIABLE}: expected unset or 0 in an engine that steers, "
             f"got {os.environ[DISABLE_VARIABLE]!r}"
         )
-
-
-def check_extension(name: str) -> None:
-    """Raise ValueError unless the worker extension of this name is ours, or a subclass of it."""
-    if name == EXTENSION:
-        return
-    if name:
-        from vllm.utils.import_utils import resolve_obj_by_qualname
-
-        from saif_vllm.worker import SaifWorkerExtension
-
-        if issubclass(resolve_obj_by_qualname(name), SaifWorkerExtension):
-            return
-    raise ValueError(f"worker_extension_cls: expected {EXTENSION} or a subclass, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -129,67 +116,14 @@ class SteeringConfig:
         return config
 
 
-def engine_args(
-    set_dir: str | Path,
-    *,
-    layers: Sequence[int] | None = None,
-    max_sets: int = 32,
-    max_latents: int = 1024,
-    max_sets_per_request: int = 8,
-    max_strength: float = 10.0,
-    warn_dose: float | None = None,
-    max_dose: float | None = 64.0,
-    max_captures: int = 0,
-    worker_extension_cls: str | None = None,
-) -> dict[str, Any]:
-    """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
+def hooked_model(vllm_config: Any, config: SteeringConfig) -> HookedModel:
+    """Return what a set must fit in an engine of this configuration."""
+    from saif_fast.tables import HookedModel
 
-    They hold all that decides what the engine serves; several engines of a process, and those that
-    another process starts with them, each have their own. Also installs the front end's seams in
-    this process, so that the engine cannot start without them.
-
-    Args:
-        set_dir: directory of latent sets (``<name>.safetensors``), from now on as an absolute path.
-        layers: decoder layers to hook; those of the sets in the directory unless given. They are
-            frozen at start, so name those of sets that will be added later.
-        max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose,
-            max_captures: see :class:`SteeringConfig`.
-        worker_extension_cls: qualified name of your own worker extension, a subclass of
-            ``saif_vllm.worker.SaifWorkerExtension``.
-
-    Raises:
-        ValueError: a value out of range, no such directory, or no layer to hook.
-        ImportError, RuntimeError: the installed vLLM is not supported, or ``SAIF_DISABLE`` is set.
-    """
-    from saif_fast.set_dir import SetDirectory
-    from saif_vllm import seams
-
-    directory = SetDirectory(set_dir)
-    if layers is None:
-        layers = sorted({layer for _, header in directory.headers() for layer in header.n_live})
-        if not layers:
-            raise ValueError(
-                f"layers: expected where the set directory is empty ({directory.root}), got none"
-            )
-    config = SteeringConfig(
-        set_dir=str(directory.root.absolute()),
-        layers=tuple(layers),
-        max_sets=max_sets,
-        max_latents=max_latents,
-        max_sets_per_request=max_sets_per_request,
-        max_strength=float(max_strength),
-        warn_dose=warn_dose,
-        max_dose=max_dose,
-        max_captures=max_captures,
-        version=version("saif-fast"),
+    model = vllm_config.model_config
+    return HookedModel(
+        config.layers,
+        model.get_hidden_size(),
+        model.get_total_num_hidden_layers(),
+        model.dtype,
     )
-    seams.arm()
-    given = {
-        **asdict(config),
-        "set_dir": UnhashedPath(config.set_dir),
-        "layers": list(config.layers),
-    }
-    return {
-        "additional_config": {"saif": given},
-        "worker_extension_cls": worker_extension_cls or EXTENSION,
-    }

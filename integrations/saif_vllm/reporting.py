@@ -8,9 +8,63 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from saif_vllm.proof import RequestReport, Totals
-
 _METHOD = "saif_report"  # of the worker extension
+
+
+class Dose(msgspec.Struct, frozen=True):
+    """``|change| / |x|`` over the steered tokens of one request at one layer."""
+
+    mean: float
+    max: float
+
+
+class RequestReport(msgspec.Struct, frozen=True):
+    """What was done for one request so far. A token counts once, however often it is computed; as
+    ``nonfinite``, each time.
+
+    Attributes:
+        request_id: the user's; requests of n > 1 outputs are as many reports.
+        admission: the number of the request in its engine.
+        sets: set names with strengths, as asked for.
+        content_hashes: of these sets: what the names stood for when the request came in.
+        planned: tokens inside the request's window.
+        steered: those of them that all hooked layers steered: all but those that are not finite.
+        shortened: of the steered ones, those whose change was cut down at some layer: to
+            ``max_dose``, or to what the model's dtype has room for.
+        nonfinite: tokens of which the change or the residual stream was not finite. They were not
+            steered, and the request ended with an error.
+        dose: by layer.
+    """
+
+    request_id: str
+    admission: int
+    sets: str
+    content_hashes: tuple[str, ...]
+    planned: int
+    steered: int
+    shortened: int
+    nonfinite: int
+    dose: dict[int, Dose]
+
+    @property
+    def window_reached(self) -> bool:
+        """Whether any token was inside the window; a generation may be shorter than its start."""
+        return self.planned > 0
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """What was done for all requests since the engine's start.
+
+    Attributes:
+        planned, steered, shortened, nonfinite: tokens, as in :class:`RequestReport`.
+        dose: by layer, the sum of ``|change| / |x|`` over the steered tokens.
+    """
+
+    planned: int
+    steered: int
+    shortened: int
+    nonfinite: int
+    dose: dict[int, float]
 
 
 def report(llm: Any) -> list[RequestReport]:

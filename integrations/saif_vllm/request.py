@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from saif_fast.latent_set import LatentSet
-from saif_fast.request import (
-    REQUEST_KEYS,
-    check_combination,
-    check_length,
-    parse_request,
-    plain,
-    quoted,
-)
+from saif_fast.request import REQUEST_KEYS
+from saif_fast.set_file import Identity
 from saif_kernels import Window
-from saif_vllm.catalog import Found, Lookup, Offered, SetCatalog
-from saif_vllm.config import SteeringConfig
 
-CAPTURE_KEY = "saif_capture"  # of identification, see identification.py
+CAPTURE_KEY = "saif_capture"  # of identification, see engine_residuals.py
 _FOUND_KEY = "saif_found"  # the sets, from front end to core; in no user's request
 _STEERED = "saif"  # where the user's string lay; anything but a Steered was never admitted
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True):
+    """A set as the front end found it, and as a request carries it to the engine core.
+
+    Whatever becomes of the file meanwhile, the core has what was validated: the content goes with
+    the request, which costs 20 us for 100 KB.
+    """
+
+    name: str
+    content_hash: str
+    identity: Identity  # of the file
+    data: bytes  # its content
 
 
 class SetUse(msgspec.Struct, frozen=True):
@@ -61,85 +65,6 @@ def spelled(steered: Steered) -> str:
     return " + ".join(f"{use.name}*{use.strength:g}" for use in steered.sets)
 
 
-class Parsed(NamedTuple):
-    """What a user's ``extra_args`` ask for."""
-
-    sets: tuple[tuple[Offered, float], ...]  # with strengths
-    window: Window
-    capture: int
-    scope: str = "generated"  # as given, for messages
-
-
-def parse(
-    extra_args: Mapping[str, object] | None,
-    catalog: SetCatalog | None,
-    lookup: Lookup | None = None,
-) -> Parsed | None:
-    """Validate a user's ``extra_args``; None: nothing is asked for.
-
-    Args:
-        catalog: None: this engine does not steer.
-        lookup: of the request's sets; None: that of the request that is being served.
-
-    Raises:
-        ValueError: names what is available.
-    """
-    if catalog is None:
-        # Others' keys are not ours to judge where nothing of ours is in use.
-        for key in extra_args or {}:
-            if str(key).startswith("saif"):
-                raise ValueError(
-                    f"{quoted(key)}: this engine does not steer; start it with "
-                    "saif_vllm.engine_args"
-                )
-        return None
-    lookup = catalog.lookup() if lookup is None else lookup
-    others = dict(extra_args or {})
-    capture = _capture(others.pop(CAPTURE_KEY, None), catalog.config.max_captures)
-    asked = parse_request(
-        others,
-        available=lookup,
-        max_strength=catalog.config.max_strength,
-        max_sets=catalog.config.max_sets_per_request,
-    )
-    if asked is None:
-        return None if capture < 0 else Parsed((), Window(), capture)
-    sets = tuple((lookup[name], strength) for name, strength in asked.sets)
-    latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
-    check_combination(latent_sets)
-    check_length(
-        ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype
-    )
-    _check_room(latent_sets.values(), catalog.config)
-    return Parsed(sets, asked.window, capture, asked.scope)
-
-
-def _capture(value: object, max_captures: int) -> int:
-    value = plain(value)
-    if value is None:
-        return -1
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < max_captures:
-        raise ValueError(
-            f"{CAPTURE_KEY}: expected an integer from 0 to {max_captures - 1} (the engine's "
-            f"max_captures is {max_captures}), got {quoted(value)}"
-        )
-    return value
-
-
-def _check_room(latent_sets: Iterable[LatentSet], config: SteeringConfig) -> None:
-    """Raise ValueError for a request that would wait for ever: its sets never fit together."""
-    sets = {found.content_hash: found for found in latent_sets}
-    if len(sets) > config.max_sets:
-        raise ValueError(f"max_sets: expected at most {config.max_sets} sets, got {len(sets)}")
-    for layer in config.layers:
-        live = sum(found.n_live.get(layer, 0) for found in sets.values())
-        if live > config.max_latents:
-            raise ValueError(
-                f"max_latents: expected at most {config.max_latents} live latents at layer {layer} "
-                f"in a request, got {live}"
-            )
-
-
 def split_keys(
     extra_args: Mapping[str, object] | None,
 ) -> tuple[dict[str, object], dict[str, object]]:
@@ -149,10 +74,10 @@ def split_keys(
     return {key: given.pop(key) for key in ours if key in given}, given
 
 
-def pin(params: Any, asked: Parsed) -> None:
+def pin(params: Any, found: Iterable[Found]) -> None:
     """Put the sets that were found for a request into vLLM's ``SamplingParams`` for the core."""
-    found = [msgspec.structs.astuple(offered.found) for offered, _ in asked.sets]
-    params.extra_args = {**params.extra_args, _FOUND_KEY: found}
+    sent = [msgspec.structs.astuple(one) for one in found]
+    params.extra_args = {**params.extra_args, _FOUND_KEY: sent}
 
 
 def pinned(params: Any) -> tuple[dict[str, object], list[Found]]:

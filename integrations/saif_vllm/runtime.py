@@ -12,7 +12,7 @@ from saif_fast.hf import encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
-from saif_vllm.config import engine_args
+from saif_vllm.arguments import engine_args
 
 _KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memory
 

@@ -11,7 +11,7 @@ from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any
 
-from saif_vllm.config import engine_args
+from saif_vllm.arguments import engine_args
 
 # How arguments of engine_args are given on a command line; their defaults are those of engine_args.
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -64,10 +64,8 @@ def serve(arguments: list[str]) -> None:
     from vllm import logger
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from saif_vllm.seams import serve_command
-
     try:
-        command = serve_command()
+        command = _serve_command()
     except RuntimeError as error:
         raise ValueError(f"serve: {error}") from error
     parser = FlexibleArgumentParser(prog="saif")
@@ -85,6 +83,19 @@ def serve(arguments: list[str]) -> None:
         logger.configure_logging_from_args(parsed)
     command.validate(parsed)
     command.cmd(parsed)
+
+
+def _serve_command() -> Any:
+    """Return vLLM's ``ServeSubcommand``.
+
+    Raises:
+        RuntimeError: it is not as expected.
+    """
+    from saif_vllm import seams
+
+    for seam in (seams.SERVE_OPTIONS, seams.SERVE_VALIDATE, seams.SERVE_RUN):
+        seam.check(seams.owner(seam))
+    return seams.owner(seams.SERVE_RUN)()
 
 
 def _add_options(parser: Any) -> None:

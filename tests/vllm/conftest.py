@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +24,10 @@ from engine_job import Job, Served, run
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
+
+# Without vLLM (macOS) what these import is not there; in CI its absence is a failure.
+if importlib.util.find_spec("vllm") is None and "CI" not in os.environ:
+    collect_ignore = ["test_found_once.py", "frontend/test_validation.py"]
 
 
 @pytest.fixture(scope="session")

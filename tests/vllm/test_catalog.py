@@ -14,7 +14,7 @@ from offered import catalog, vector
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import parse
+from saif_vllm.parsing import parse
 
 
 def test_what_is_in_the_directory_can_be_asked_for(tmp_path: Path) -> None:

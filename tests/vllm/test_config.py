@@ -20,7 +20,7 @@ import saif_vllm
 from saif_fast import limits
 from saif_vllm import plugin, seams
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.config import SteeringConfig
+from saif_vllm.config import DISABLE_VARIABLE, SteeringConfig, disabled
 
 GOOD: dict[str, Any] = asdict(config(max_dose=0.5, version=version("saif-fast")))
 
@@ -149,7 +149,7 @@ def test_where_steering_cannot_be_a_plain_engine_starts(
     def arm() -> None:
         raise error("no")
 
-    monkeypatch.setattr(seams, "arm", arm)
+    monkeypatch.setattr(plugin, "arm", arm)
     with caplog.at_level(logging.WARNING):
         plugin.register()
     assert "steering is not available here" in caplog.text
@@ -192,3 +192,20 @@ def test_an_engine_has_the_limits_of_the_other_runtimes() -> None:
     defaults = inspect.signature(saif_vllm.engine_args).parameters
     assert defaults["max_dose"].default == limits.MAX_DOSE
     assert defaults["max_strength"].default == limits.MAX_STRENGTH
+
+
+@pytest.mark.parametrize(
+    ("value", "means"), [("1", True), ("yes", True), ("0", False), ("", False)]
+)
+def test_what_disables(value: str, means: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, value)
+    assert disabled() == means
+
+
+def test_a_disabled_plugin_makes_no_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "1")
+    sentence = "SAIF_DISABLE: expected unset or 0 in an engine that steers, got '1'"
+    with pytest.raises(RuntimeError, match=f"^{sentence}$"):
+        saif_vllm.engine_args(tmp_path, layers=[1])

@@ -11,8 +11,8 @@ from stand_in_core import Core, save
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_vllm import seams
 from saif_vllm.catalog import SetCatalog
+from saif_vllm.frontend import patches
 from saif_vllm.request import carried
 
 
@@ -38,7 +38,7 @@ class FrontEnd:
         def original(self: Any, request_id: str, prompt: object, params: Any, **kwargs: Any) -> Any:
             return core_request(None, request_id, sampling_params=params.clone())
 
-        made = seams._process_inputs(original, self, request_id, "", given, **fields)
+        made = patches._process_inputs(original, self, request_id, "", given, **fields)
         assert given.extra_args == {"saif": text, "other": 1}  # the caller's own
         sent = MsgpackEncoder().encode(made.sampling_params)
         params = MsgpackDecoder(vllm.SamplingParams).decode(sent)
@@ -70,7 +70,7 @@ def test_a_request_has_what_the_front_end_found_whatever_became_of_the_file(
     assert set(request.sampling_params.extra_args) == {"saif", "other"} and len(admitted.keys) == 1
     assert not any(offered.found.data for offered in admitted.sets.values())
     core.end(admitted)
-    assert core.admission.loaded == ["b"]
+    assert core.residency.loaded == ["b"]
 
 
 def test_a_content_is_read_once_for_all_requests(

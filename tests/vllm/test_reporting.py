@@ -10,9 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from saif_vllm.identification import residuals
-from saif_vllm.proof import Dose, RequestReport, Totals
-from saif_vllm.reporting import report, report_async, totals
+from saif_vllm.reporting import Dose, RequestReport, Totals, report, report_async, totals
 
 BOTH = Totals(8, 8, 0, 0, {1: 0.5, 2: 1.0})
 
@@ -73,5 +71,3 @@ def test_an_engine_of_the_other_kind_is_told_what_to_call() -> None:
     llm = SimpleNamespace(collective_rpc=lambda method: [])
     with pytest.raises(ValueError, match=r"expected an AsyncLLM, got SimpleNamespace; use: .*rep"):
         asyncio.run(report_async(llm))
-    with pytest.raises(ValueError, match=r"expected a vllm.LLM, got Async; identification"):
-        residuals(Async())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.http import SteeringGuard
+from saif_vllm.frontend.http import SteeringGuard
 
 STREAM = [
     {"type": "http.response.start", "status": 200, "headers": []},

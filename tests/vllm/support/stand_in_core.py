@@ -1,4 +1,4 @@
-"""An engine core of which only admission is real, and sets for it."""
+"""An engine core of which only admission and residency are real, and sets for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from offered import catalog, core_request
 
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
-from saif_vllm.admission import Admission, Admitted
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.core.admission import Admission, Admitted
+from saif_vllm.core.residency import Residency
 from saif_vllm.request import carried
 
 
@@ -21,14 +23,21 @@ def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
     return SimpleNamespace(saif=admitted, sampling_params=params, resumable=resumable)
 
 
+def admission(offered: SetCatalog) -> Admission:
+    """One whose workers take any set."""
+    return Admission(offered, Residency(offered, lambda placement, compiled: None), lambda: None)
+
+
 class Core:
-    """An engine core of which only admission is real."""
+    """An engine core of which only admission and residency are real."""
 
     def __init__(self, folder: Path, **capacity: int) -> None:
         self.folder = folder
         self.slots: dict[int, float] = {}  # what the workers hold: the vector's value, by slot
         self.rows: dict[int, set[int]] = {}  # and its place in the pool of live latents
-        self.admission = Admission(catalog(folder, **capacity), self._write, lambda: None)
+        self.catalog = catalog(folder, **capacity)
+        self.residency = Residency(self.catalog, self._write)
+        self.admission = Admission(self.catalog, self.residency, lambda: None)
         self.running: list[Admitted] = []
         self.resubmitted: list[Admitted] = []
         self._ids = 0

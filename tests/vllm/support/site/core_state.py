@@ -17,14 +17,15 @@ _read, _loaded, _latents = array("d"), array("d"), array("i")
 def add_utilities(module: Any) -> None:
     def saif_state(self: Any) -> dict[str, int]:
         admission = self.saif
-        loaded = admission._loaded.values()
+        residency = admission._residency
+        loaded = residency._loaded.values()
         return {
             "requests": len(self.scheduler.requests),
             "uses of sets": sum(len(known.users) for known in loaded),
             "waiting for room": len(admission._line) + len(admission._returning),
             "streaming inputs": len(admission._sessions),
             "sets loaded": len(loaded),
-            "sets placed": len(admission._slots.placed),
+            "sets placed": len(residency._slots.placed),
             "sets remembered": len(admission._catalog._by_content),
         }
 
@@ -39,9 +40,9 @@ def add_utilities(module: Any) -> None:
     module.EngineCore.saif_loads = saif_loads
 
 
-@after_import("saif_vllm.admission")
+@after_import("saif_vllm.core.residency")
 def time_loading(module: Any) -> None:
-    original = module.Admission._load
+    original = module.Residency._load
 
     def _load(self: Any, offered: Any) -> None:
         latent_set = offered.latent_set
@@ -52,7 +53,7 @@ def time_loading(module: Any) -> None:
             _loaded.append(1e3 * (time.perf_counter() - began))
             _latents.append(max(latent_set.n_live.values(), default=0))
 
-    module.Admission._load = _load
+    module.Residency._load = _load
 
 
 @after_import("saif_vllm.catalog")

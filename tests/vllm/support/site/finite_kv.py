@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saif_vllm.worker import SaifWorkerExtension
+from saif_vllm.worker.extension import SaifWorkerExtension
 
 
 class FiniteKV(SaifWorkerExtension):

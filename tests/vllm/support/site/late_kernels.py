@@ -28,7 +28,7 @@ def _tell(key: Any) -> None:
         raise RuntimeError(f"compiled after the start: {key}")
 
 
-@after_import("saif_vllm.attach")
+@after_import("saif_vllm.worker.attach")
 def begin(module: Any) -> None:
     attach, stack = module.attach, ExitStack()
 
@@ -45,7 +45,7 @@ def begin(module: Any) -> None:
     module.attach = attach_model
 
 
-@after_import("saif_vllm.canary")
+@after_import("saif_vllm.worker.canary")
 def end(module: Any) -> None:
     check = module.check
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from saif_vllm.worker import SaifWorkerExtension
+from saif_vllm.worker.extension import SaifWorkerExtension
 
 
 class LightSleeper(SaifWorkerExtension):

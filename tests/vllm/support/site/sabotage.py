@@ -19,7 +19,7 @@ def import_fails_in_the_engine() -> None:
 
 
 def hook_does_nothing() -> None:
-    @after_import("saif_vllm.op")
+    @after_import("saif_vllm.worker.op")
     def patch(module: Any) -> None:
         module.steering_hook = lambda name, stream: lambda *_: None
 
@@ -34,7 +34,7 @@ def kernel_does_nothing() -> None:
 
 
 def last_layer_does_nothing() -> None:
-    @after_import("saif_vllm.steering")
+    @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
         original = module.LayerSteering.steer
 
@@ -50,7 +50,7 @@ def last_layer_does_nothing() -> None:
 def hook_goes_quiet() -> None:
     last = int(os.environ["SAIF_TEST_LAST_CALL"])  # of a hook, in which it steers
 
-    @after_import("saif_vllm.steering")
+    @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
         original, steered = module.LayerSteering.steer, []
 
@@ -107,7 +107,7 @@ def vllm_is_of_another_version() -> None:
 
 
 def core_is_not_armed() -> None:
-    @after_import("saif_vllm.seams")
+    @after_import("saif_vllm.plugin")
     def patch(module: Any) -> None:
         module.arm = lambda: None
 

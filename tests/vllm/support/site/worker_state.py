@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saif_vllm.worker import SaifWorkerExtension
+from saif_vllm.worker.extension import SaifWorkerExtension
 
 
 @dataclass
