@@ -1,5 +1,13 @@
 """SAE steering for an unmodified vLLM: ``LLM(model, **saif_vllm.engine_args("sets"))``.
 
+A request has five types in turn, each made by one module for others to read::
+
+    SteeringRequest   the names of sets          saif_fast.request -> parsing
+    Parsed            the sets on offer          parsing           -> frontend, core.admission
+    Steered           content hashes and slots   core.admission    -> core, and on to worker
+    Admitted          the core's record          core.admission    -> core
+    BatchRequest      the worker's record        worker.patches    -> worker.batch
+
 Importing this package needs the standard library only: vLLM imports plugins in all its processes.
 """
 

@@ -25,20 +25,26 @@ def engine_args(
     max_captures: int = 0,
     worker_extension_cls: str | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
+    """Return keyword arguments for ``vllm.LLM`` or ``EngineArgs`` that switch steering on.
 
-    They hold all that decides what the engine serves; several engines of a process, and those that
-    another process starts with them, each have their own. Also installs the front end's seams in
-    this process, so that the engine cannot start without them.
+    The arguments hold everything that decides what the engine serves. So several engines in one
+    process can each have their own, and another process can start an engine with them. Also patches
+    the front end in this process, so that the engine cannot start unpatched.
 
     Args:
-        set_dir: directory of latent sets (``<name>.safetensors``), from now on as an absolute path.
-        layers: decoder layers to hook; those of the sets in the directory unless given. They are
-            frozen at start, so name those of sets that will be added later.
+        set_dir: directory of latent sets (``<name>.safetensors``). The arguments hold its absolute
+            path.
+        layers: decoder layers to hook; None: the layers of the sets in the directory. They are
+            frozen at start, so name the layers of sets that will be added later.
         max_sets, max_latents, max_sets_per_request, max_strength, warn_dose, max_dose,
             max_captures: see :class:`~saif_vllm.config.SteeringConfig`.
         worker_extension_cls: qualified name of your own worker extension, a subclass of
             ``saif_vllm.worker.extension.SaifWorkerExtension``.
+
+    Example::
+
+        llm = LLM("google/gemma-2-2b-it", **saif_vllm.engine_args("sets", layers=[20]))
+        llm.generate(prompt, SamplingParams(extra_args={"saif": "french*1.2"}))
 
     Raises:
         ValueError: a value out of range, no such directory, or no layer to hook.

@@ -1,8 +1,9 @@
-"""How an engine is started with steering: what is fixed at start, and where the sets are.
+"""Configuration of an engine that steers: what is fixed at start, and where the sets are.
 
-All of it is in vLLM's ``additional_config``, which reaches every process of the engine and is part
-of the compile key: the hooked layers shape the compiled graph, and on capacities all processes must
-agree. Other sets need no other graph, so the key does not hold their directory (``unhashed.py``).
+It travels in vLLM's ``additional_config``, which reaches every process of the engine, since all
+processes must agree on layers and capacities. vLLM's compile key includes it, since the hooked
+layers shape the compiled graph. Other sets need no other graph, so the key leaves out their
+directory (``unhashed.py``).
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
 EXTENSION = "saif_vllm.worker.extension.SaifWorkerExtension"
-_LARGEST = 1e6  # strength or dose: far beyond use, far within fp32, which the tables are in
+_LARGEST = 1e6  # strength or dose: far beyond use, far within the fp32 of the banks
 
 
 def disabled() -> bool:
-    """Whether ``SAIF_DISABLE`` (anything but empty or 0) tells the plugin to do nothing at all."""
+    """Return whether ``SAIF_DISABLE`` (anything but empty or 0) tells the plugin to do nothing."""
     return os.environ.get(DISABLE_VARIABLE, "") not in ("", "0")
 
 
 def refuse_disabled() -> None:
-    """Raise RuntimeError where steering is asked for in spite of ``SAIF_DISABLE``."""
+    """Raise RuntimeError if ``SAIF_DISABLE`` is set; called where steering is asked for."""
     if disabled():
         raise RuntimeError(
             f"{DISABLE_VARIABLE}: expected unset or 0 in an engine that steers, "
@@ -39,22 +40,22 @@ def refuse_disabled() -> None:
 
 @dataclass(frozen=True)
 class SteeringConfig:
-    """What is frozen when the engine starts.
+    """Settings of steering, frozen when the engine starts.
 
     Attributes:
         set_dir: absolute path of the directory of latent sets.
-        layers: hooked decoder layers, ascending; a set for another layer is refused.
+        layers: hooked decoder layers, ascending; a set for another layer is rejected.
         max_sets: sets that can be loaded at a time; the directory may hold more.
-        max_latents: live latents of all loaded sets together, at each hooked layer.
+        max_latents: live latents of all loaded sets together, per hooked layer.
         max_sets_per_request: sets that one request may combine.
         max_strength: largest absolute strength of a request.
-        warn_dose: a request whose change of the residual stream, relative to the stream's norm,
-            passes this at some token is warned of in the log; None: none is.
-        max_dose: the change of any token is scaled down to this; None: no cap but that of the
+        warn_dose: dose above which the log warns of a request. A token's dose is the norm of its
+            change, relative to the norm of its residual stream. None: no warnings.
+        max_dose: dose that any token's change is scaled down to; None: no cap but the range of the
             model's dtype, see :func:`saif_kernels.steer_`.
-        max_captures: residuals that can be kept at a time for identification, at each hooked layer;
+        max_captures: residuals that can be kept at a time for identification, per hooked layer;
             0: none, and no op for it.
-        version: of this plugin. A graph that was compiled by another version must not be reused.
+        version: of this plugin. A graph compiled by another version must not be reused.
     """
 
     set_dir: str
@@ -69,7 +70,7 @@ class SteeringConfig:
     version: str
 
     def __post_init__(self) -> None:
-        # What a relative path means would be up to the working directory of each process.
+        # A relative path would depend on the working directory of each process.
         if not isinstance(self.set_dir, str) or not os.path.isabs(self.set_dir):
             raise ValueError(f"set_dir: expected an absolute path, got {self.set_dir!r}")
         layers = self.layers
@@ -89,12 +90,12 @@ class SteeringConfig:
                 raise ValueError(f"{name}: expected a number > 0, <= {_LARGEST:g}, got {value!r}")
 
     @classmethod
-    def of(cls, vllm_config: Any) -> SteeringConfig | None:
-        """What ``vllm_config`` asks for; None: this engine does not steer.
+    def from_vllm_config(cls, vllm_config: Any) -> SteeringConfig | None:
+        """Read the settings from ``vllm_config``; None: this engine does not steer.
 
         Raises:
-            ValueError: ``additional_config["saif"]`` was not made by :func:`engine_args` of this
-                version.
+            ValueError: ``additional_config["saif"]`` was not made by
+                :func:`saif_vllm.engine_args` of this version.
         """
         additional = vllm_config.additional_config
         if not isinstance(additional, dict) or "saif" not in additional:
@@ -117,7 +118,7 @@ class SteeringConfig:
 
 
 def hooked_model(vllm_config: Any, config: SteeringConfig) -> HookedModel:
-    """Return what a set must fit in an engine of this configuration."""
+    """Return the model that a set must fit in an engine of this configuration."""
     from saif_fast.tables import HookedModel
 
     model = vllm_config.model_config

@@ -1,4 +1,4 @@
-"""``residuals``: a vLLM engine as the source of activations that latents are identified from."""
+"""``residuals``: a vLLM engine as a source of activations, from which latents are identified."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from saif_vllm.request import CAPTURE_KEY
 
 
 class EngineResiduals:
-    """``saif_fast.identify.ResidualSource`` on a ``vllm.LLM``, so of any model that vLLM serves.
+    """A ``saif_fast.identify.ResidualSource`` on a ``vllm.LLM``.
 
     Args:
         llm: started with ``saif_vllm.engine_args(..., layers=..., max_captures=...)``.
 
     Raises:
-        ValueError: it was not, or is an ``AsyncLLM``.
+        ValueError: ``llm`` was started otherwise, or is an ``AsyncLLM``.
     """
 
     def __init__(self, llm: Any) -> None:
@@ -30,7 +30,7 @@ class EngineResiduals:
         if not hasattr(llm, "llm_engine"):
             raise ValueError(f"llm: expected a vllm.LLM, got a {type(llm).__name__}")
         vllm_config = llm.llm_engine.vllm_config
-        config = SteeringConfig.of(vllm_config)
+        config = SteeringConfig.from_vllm_config(vllm_config)
         if config is None or config.max_captures == 0:
             raise ValueError(
                 "llm: expected an engine started with saif_vllm.engine_args(max_captures=...), "
@@ -47,7 +47,10 @@ class EngineResiduals:
         )
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
-        """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU.
+        """Return each text's residual at its last token.
+
+        Returns:
+            By layer: [texts, d_model] fp32 on the CPU.
 
         Raises:
             ValueError: a layer is not hooked, a text is empty or fills the engine's context.
@@ -70,9 +73,12 @@ class EngineResiduals:
     def every(
         self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
     ) -> dict[int, Tensor]:
-        """That of every token but those of id ``without``: [tokens, d_model] fp32, on the CPU.
+        """Return the residuals of all tokens except those with id ``without``.
 
-        A token's residual is that of the last one of the text up to it.
+        A token's residual is computed as the last one of the text up to that token.
+
+        Returns:
+            By layer: [tokens, d_model] fp32 on the CPU.
         """
         beginnings = [
             row[: end + 1] for row in ids for end, token in enumerate(row) if token != without
@@ -91,8 +97,8 @@ class EngineResiduals:
             use_tqdm=False,
         )
         kept: dict[int, Tensor] = {}
-        # Ranks of one pipeline stage say the same, those of another speak of other layers.
-        for rank in self._llm.collective_rpc("saif_captured", args=(len(ids),)):
+        # Ranks of one pipeline stage return the same; each stage returns its own layers.
+        for rank in self._llm.collective_rpc("saif_read_captures", args=(len(ids),)):
             for layer, rows in rank:
                 kept[layer] = torch.frombuffer(bytearray(rows), dtype=torch.float32).reshape(
                     len(ids), -1
@@ -101,12 +107,15 @@ class EngineResiduals:
 
 
 def residuals(llm: Any) -> EngineResiduals:
-    """An engine's residual stream, for ``saif_fast.identify.collect``::
+    """Return an engine's residual stream as a source for ``saif_fast.identify.collect``.
+
+    Functions of ``saif_fast.identify`` take it in place of a model.
+
+    Example::
 
         llm = LLM(model, **saif_vllm.engine_args("sets", layers=[20], max_captures=64))
         activations = collect(saif_vllm.residuals(llm), llm.get_tokenizer(), pairs, [20])
 
-    The directory may be empty, as the layers are named. ``saif_fast.identify.identify`` takes it
-    in place of a model, too, and compares it with the SAE before the first text runs.
+    The set directory may be empty here, because the layers are given.
     """
     return EngineResiduals(llm)

@@ -1,4 +1,8 @@
-"""What a user asks for, checked against the sets on offer."""
+"""Parsing of a request: a user's ``extra_args``, checked against the sets on offer.
+
+A request is checked three times: over HTTP, because an answer of 400 must precede the stream; in
+the front end, for callers in Python; in the core, because not every front end is ours.
+"""
 
 from __future__ import annotations
 
@@ -19,35 +23,40 @@ from saif_vllm.catalog import Lookup, Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
 from saif_vllm.request import CAPTURE_KEY
 
-# Fields of SamplingParams; vLLM's other prompt_logprob fields only refine them.
+# Fields of SamplingParams that ask for them; vLLM's other prompt_logprob fields only refine these.
 PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_logprob_token_ids")
 
 
 class Parsed(NamedTuple):
-    """What a user's ``extra_args`` ask for."""
+    """A user's request for steering, with the sets that its names stand for."""
 
     sets: tuple[tuple[Offered, float], ...]  # with strengths
     window: Window
-    capture: int
+    capture: int  # index in the store of captured residuals; -1: none
     scope: str = "generated"  # as given, for messages
 
 
-def parse(
+def parse_extra_args(
     extra_args: Mapping[str, object] | None,
     catalog: SetCatalog | None,
     lookup: Lookup | None = None,
 ) -> Parsed | None:
-    """Validate a user's ``extra_args``; None: nothing is asked for.
+    """Validate a user's ``extra_args``.
 
     Args:
-        catalog: None: this engine does not steer.
-        lookup: of the request's sets; None: that of the request that is being served.
+        extra_args: of ``SamplingParams``.
+        catalog: the sets on offer; None: this engine does not steer.
+        lookup: finds the request's sets; None: the lookup of the request that is being served.
+
+    Returns:
+        None: the request asks for nothing.
 
     Raises:
-        ValueError: names what is available.
+        ValueError: it asks for something that is not available; the message names what is.
     """
     if catalog is None:
-        # Others' keys are not ours to judge where nothing of ours is in use.
+        # This engine does not steer, so only reject keys that are clearly meant for us; other
+        # plugins may use theirs.
         for key in extra_args or {}:
             if str(key).startswith("saif"):
                 raise ValueError(
@@ -89,7 +98,7 @@ def _capture(value: object, max_captures: int) -> int:
 
 
 def _check_room(latent_sets: Iterable[LatentSet], config: SteeringConfig) -> None:
-    """Raise ValueError for a request that would wait for ever: its sets never fit together."""
+    """Raise ValueError if the sets never fit together: the request would wait for ever."""
     sets = {found.content_hash: found for found in latent_sets}
     if len(sets) > config.max_sets:
         raise ValueError(f"max_sets: expected at most {config.max_sets} sets, got {len(sets)}")
@@ -103,17 +112,17 @@ def _check_room(latent_sets: Iterable[LatentSet], config: SteeringConfig) -> Non
 
 
 def check_scope(asked: Parsed, prompt_logprobs: bool, max_tokens: int | None = None) -> None:
-    """Raise ValueError where the scope leaves out the positions that the request is about.
+    """Reject scopes whose result would mislead.
 
     Args:
-        asked: by the request.
+        asked: what the request asks for.
         prompt_logprobs: whether the request wants log-probabilities of its prompt.
-        max_tokens: most tokens that are generated, where that is known.
+        max_tokens: upper bound of generated tokens; None: unknown.
 
     Raises:
-        ValueError: log-probabilities of a prompt that is not steered, which an evaluation would
-            take for the steered model's; a steered prompt that nothing could show; or a window that
-            begins after all that is generated.
+        ValueError: the request wants log-probabilities of a prompt that is not steered, which an
+            evaluation would take for the steered model's; it steers a prompt, and no output depends
+            on that; or its window begins after the last generated token.
     """
     if asked.sets and prompt_logprobs and not asked.window.prompt:
         raise ValueError(

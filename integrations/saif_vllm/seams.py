@@ -1,11 +1,9 @@
 """All of vLLM that the plugin relies on: versions, patched functions, called functions, attributes.
 
-The places are data: a :class:`Seam` names a function and the signature we expect, an
-:class:`Attribute` what we read of an object. What we put in place of vLLM's functions is in
-``patches.py`` of ``frontend``, ``core`` and ``worker``. An engine started without steering is left
-alone, with one exception: its requests are rejected if they ask for steering.
-
-``make vllm-matrix`` looks all of it up in the sources of every supported version.
+They are listed as data, which ``make vllm-matrix`` looks up in the sources of every supported
+version. What we put in place of vLLM's functions is in ``patches.py`` of ``frontend``, ``core`` and
+``worker``. An engine started without steering is left alone, with one exception: its requests are
+rejected if they ask for steering.
 """
 
 from __future__ import annotations
@@ -25,20 +23,20 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 class Seam(NamedTuple):
-    """A function of vLLM, the parameters that it begins with, and others that are given by name."""
+    """One vLLM function that the plugin patches or calls, and the signature we expect."""
 
     module: str
-    owner: str  # the class; "" of a function of the module
+    owner: str  # the class; "": the module
     name: str
-    parameters: tuple[str, ...]
-    keywords: tuple[str, ...] = ()
+    parameters: tuple[str, ...]  # the first ones
+    keywords: tuple[str, ...] = ()  # passed by name, so they may be anywhere but in **kwargs
 
     def check(self, owner: Any) -> Callable[..., Any]:
-        """The function as ``owner``, a class or the module, has it.
+        """Return the function of ``owner``, a class or the module.
 
         Raises:
-            RuntimeError: there is none, or its parameters are others. ``**kwargs`` does not count
-                as a keyword: it would swallow one that has got another name.
+            RuntimeError: there is no such function, or its parameters are others. ``**kwargs`` does
+                not count as a keyword, because it would swallow one that was renamed.
         """
         function: Callable[..., Any] | None = getattr(owner, self.name, None)
         path = (
@@ -77,7 +75,7 @@ _FRONT, _CORE = "vllm.v1.engine.input_processor", "vllm.v1.engine.core"
 _V1, _V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
 _V2_STATE = "vllm.v1.worker.gpu.model_states.interface"
 
-# Front end: the configuration, and each request while it can still be refused with HTTP 400.
+# Front end: the configuration, and each request while it can still be answered with HTTP 400.
 INIT_FRONT_END = Seam(_FRONT, "InputProcessor", "__init__", ("self", "vllm_config"))
 PROCESS_INPUTS = Seam(
     _FRONT,
@@ -86,21 +84,22 @@ PROCESS_INPUTS = Seam(
     ("self", "request_id", "prompt", "params"),
     ("resumable",),
 )
-# And the pieces of streaming input: what a core answers to one of them does not end a session here.
+# Front end: the pieces of streaming input. An error that the core answers to a piece does not end
+# the session here.
 STREAM_INPUT = Seam(
     "vllm.v1.engine.async_llm",
     "AsyncLLM",
     "_add_streaming_input_request",
     ("self", "request_id", "input_stream", "sampling_params"),
 )
-# Server: its application, before any other middleware is added, which so is further out.
+# API server: our middleware is added first, so it runs innermost, after authentication and metrics.
 SERVE_ROUTERS = Seam("vllm.entrypoints.serve", "", "register_vllm_serve_api_routers", ("app",))
 # The command that `saif serve` runs.
 _SERVE = "vllm.entrypoints.cli.serve"
 SERVE_OPTIONS = Seam(_SERVE, "ServeSubcommand", "subparser_init", ("self", "subparsers"))
 SERVE_VALIDATE = Seam(_SERVE, "ServeSubcommand", "validate", ("self", "args"))
 SERVE_RUN = Seam(_SERVE, "ServeSubcommand", "cmd", ("args",))
-# Engine core: its start, and each request's way in (before block hashes are made) and end.
+# Engine core: its start, and each request's arrival (before its blocks are hashed) and end.
 INIT_KV_CACHES = Seam(_CORE, "EngineCore", "_initialize_kv_caches", ("self", "vllm_config"))
 PREPROCESS_REQUEST = Seam(_CORE, "EngineCore", "preprocess_add_request", ("self", "request"))
 ADD_REQUEST = Seam(_CORE, "EngineCore", "add_request", ("self", "request", "request_wave"))
@@ -113,7 +112,7 @@ SEND_ERROR = Seam(
 )
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 FREE_REQUEST = Seam(_SCHEDULER, "Scheduler", "_free_request", ("self", "request"))
-# And what a step made of the requests, some of which end here with an error.
+# Scheduler: the output of each step. A request of which a token is not finite ends before it.
 UPDATE = Seam(
     _SCHEDULER,
     "Scheduler",
@@ -128,7 +127,7 @@ BLOCKS_OF = Seam(_KV_CACHE, "KVCacheManager", "get_block_ids", ("self", "request
 EVICT_BLOCKS = Seam(_KV_CACHE, "KVCacheManager", "evict_blocks", ("self", "block_ids"))
 # Worker: the model.
 LOAD_MODEL = Seam("vllm.v1.worker.gpu_worker", "Worker", "load_model", ("self",))
-# Model runners, V1 and V2: each step, before its forward and after it.
+# Model runners, V1 and V2: before and after the forward of each step.
 V1_PREPARE = Seam(
     _V1, "GPUModelRunner", "_prepare_inputs", ("self", "scheduler_output", "num_scheduled_tokens")
 )
@@ -147,9 +146,9 @@ V2_DUMMY_RUN = Seam(
     _V2, "GPUModelRunner", "_dummy_run", ("self", "num_tokens"), (*_DUMMY, "skip_attn")
 )
 
-# Complete by construction: every Seam above.
+# Every Seam above, so the list is complete by construction.
 SEAMS = tuple(value for value in dict(globals()).values() if isinstance(value, Seam))
-# Patched in every process, by ``plugin.arm``; and called by these patches.
+# ARMED is patched in every process, by plugin.arm(). Its patches call CALLED.
 ARMED = (
     INIT_FRONT_END,
     PROCESS_INPUTS,
@@ -162,7 +161,7 @@ ARMED = (
     UPDATE,
 )
 CALLED = (SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS)
-# What the plugin calls of vLLM beside these, and reads of its objects.
+# Other functions that the plugin calls, and attributes of vLLM's objects that it reads.
 FUNCTIONS = (
     Seam("vllm.forward_context", "", "get_forward_context", ()),
     Seam("vllm.config", "", "set_current_vllm_config", ("vllm_config",)),
@@ -235,7 +234,7 @@ def check_version() -> None:
         )
 
 
-def check() -> None:
+def check_seams() -> None:
     """Check that this process can be armed.
 
     Raises:
@@ -249,14 +248,14 @@ def check() -> None:
 
 
 def require_armed() -> None:
-    """Raise RuntimeError unless vLLM has loaded the plugin in this process, and say why.
+    """Raise RuntimeError unless vLLM has loaded the plugin in this process; the message says why.
 
-    The engine core and the front end load plugins by the same rule, so a plugin that is missing
-    here is missing there.
+    All processes load plugins by the same rule: a plugin that is missing in a worker is missing in
+    the engine core too.
     """
     refuse_disabled()
     _check_plugins()
-    check()
+    check_seams()
     if not all(is_ours(getattr(owner(seam), seam.name)) for seam in ARMED):
         raise RuntimeError(
             f"vLLM has not loaded the plugin {PLUGIN_NAME!r} in this process; is saif-fast "
@@ -266,7 +265,7 @@ def require_armed() -> None:
 
 def _check_plugins() -> None:
     allowed = os.environ.get("VLLM_PLUGINS", PLUGIN_NAME)
-    names = allowed.split(",")  # as vLLM does
+    names = allowed.split(",")  # as vLLM does, so white space is a part of the name
     if PLUGIN_NAME in names:
         return
     if PLUGIN_NAME in map(str.strip, names):
@@ -285,12 +284,14 @@ def owner(seam: Seam) -> Any:
 
 
 def is_ours(function: Any) -> bool:
-    """Return whether a function is one that :func:`wrap` has put there."""
+    """Return whether :func:`wrap` has put this function in place."""
     return getattr(function, _MARK, False)
 
 
 def wrap(seam: Seam, around: Callable[..., Any]) -> None:
-    """Call ``around(original, *args, **kwargs)`` in place of vLLM's function; again is harmless.
+    """Call ``around(original, *args, **kwargs)`` in place of vLLM's function.
+
+    A function that is wrapped already is left as it is.
 
     Raises:
         RuntimeError: the function is not as the seam expects.

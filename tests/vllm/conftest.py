@@ -27,7 +27,11 @@ from saif_fast.set_dir import SetDirectory
 
 # Without vLLM (macOS) what these import is not there; in CI its absence is a failure.
 if importlib.util.find_spec("vllm") is None and "CI" not in os.environ:
-    collect_ignore = ["test_found_once.py", "frontend/test_validation.py"]
+    collect_ignore = [
+        "test_found_once.py",
+        "frontend/test_patches.py",
+        "frontend/test_validation.py",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,8 @@ class Soak:
         self.stream.add(number, request)
         self.count["sent"] += 1
         if number % SAMPLED == 0:
-            offered = self.llm.llm_engine.input_processor.saif._by_name  # as it has just found them
+            # As the front end has just found them.
+            offered = self.llm.llm_engine.input_processor.saif_catalog._by_name
             used = {name: offered[name].latent_set for name in set_names(request)}
             self.sampled[number] = {"request": request, "sets": used}
 
@@ -253,7 +254,7 @@ class Soak:
         ]
         if core["sets loaded"] != core["sets placed"] or core["sets loaded"] > MAX_SETS:
             held.append(f"engine core: {core}")
-        front_end = len(self.llm.llm_engine.input_processor.saif._by_name)
+        front_end = len(self.llm.llm_engine.input_processor.saif_catalog._by_name)
         for where, n_sets in (("engine core", core["sets remembered"]), ("front end", front_end)):
             if n_sets > 4 * MAX_SETS:
                 held.append(f"{where}: {n_sets} sets remembered")

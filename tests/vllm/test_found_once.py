@@ -13,7 +13,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.frontend import patches
-from saif_vllm.request import carried
+from saif_vllm.request import get_steered
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ class FrontEnd:
     """What a front end makes of requests, with the plugin's seam; another process than the core."""
 
     def __init__(self, folder: Path, **capacity: int) -> None:
-        self.saif: SetCatalog = catalog(folder, **capacity)
+        self.saif_catalog: SetCatalog = catalog(folder, **capacity)
 
     def request(self, text: str, request_id: str = "7-abc", **fields: Any) -> Any:
         """As the core gets it."""
@@ -65,7 +65,7 @@ def test_a_request_has_what_the_front_end_found_whatever_became_of_the_file(
     assert admitted is not None
     core.add(admitted)
     assert core.values(admitted) == [1, 2]
-    assert carried(request.sampling_params) is not None
+    assert get_steered(request.sampling_params) is not None
     # Nothing of the contents goes further.
     assert set(request.sampling_params.extra_args) == {"saif", "other"} and len(admitted.keys) == 1
     assert not any(offered.found.data for offered in admitted.sets.values())
@@ -108,7 +108,7 @@ def test_a_content_that_is_not_what_it_says_is_refused(core: Core) -> None:
 
 def test_all_pieces_of_a_session_have_what_its_front_end_found_first(core: Core) -> None:
     front_end = FrontEnd(core.folder)
-    with front_end.saif.one_request():
+    with front_end.saif_catalog.one_request():
         pieces = []
         for value in (1, 8, 9):
             save(core.folder, a=value)

@@ -9,7 +9,7 @@ import pytest
 from offered import catalog
 
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.parsing import check_scope, parse
+from saif_vllm.parsing import check_scope, parse_extra_args
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def offered(set_dir: Path) -> SetCatalog:
 def check(
     offered: SetCatalog, prompt_logprobs: bool, max_tokens: int | None = None, **asked: Any
 ) -> None:
-    parsed = parse(asked, offered)
+    parsed = parse_extra_args(asked, offered)
     assert parsed is not None
     check_scope(parsed, prompt_logprobs, max_tokens)
 
@@ -93,15 +93,15 @@ def test_a_prompt_that_is_steered_may_be_all_that_is(offered: SetCatalog) -> Non
 def test_sets_that_never_fit_together_are_refused(set_dir: Path) -> None:
     asked = {"saif": "clamp_last + vector_last"}
     with pytest.raises(ValueError, match="max_sets: expected at most 1 sets, got 2"):
-        parse(asked, catalog(set_dir, max_sets=1))
+        parse_extra_args(asked, catalog(set_dir, max_sets=1))
     with pytest.raises(ValueError, match="max_latents: expected at most 8 live latents at layer 2"):
-        parse({"saif": "add_gated_last + project_last"}, catalog(set_dir, max_latents=8))
+        parse_extra_args({"saif": "add_gated_last + project_last"}, catalog(set_dir, max_latents=8))
 
 
 @pytest.mark.parametrize("value", [4, -1, "1", 1.0, True])
 def test_a_row_that_is_not_there_is_refused(value: object, tmp_path: Path) -> None:
     offered = catalog(tmp_path, max_captures=4)
-    asked = parse({"saif_capture": 3}, offered)
+    asked = parse_extra_args({"saif_capture": 3}, offered)
     assert asked is not None and asked.capture == 3 and not asked.sets
     with pytest.raises(ValueError, match="saif_capture: expected an integer from 0 to 3"):
-        parse({"saif_capture": value}, offered)
+        parse_extra_args({"saif_capture": value}, offered)

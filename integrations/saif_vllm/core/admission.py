@@ -1,4 +1,4 @@
-"""Which request goes in, with which sets, and which one waits."""
+"""Admission of requests: which one goes in, with which sets, and which one waits."""
 
 from __future__ import annotations
 
@@ -13,90 +13,94 @@ import msgspec
 
 from saif_vllm.catalog import Lookup, Offered, SetCatalog
 from saif_vllm.core.residency import Residency
-from saif_vllm.parsing import parse
-from saif_vllm.request import SetUse, Steered, carry, pinned, split_keys
-
-Scrub = Callable[[], None]
-Proceed = Callable[[], None]
+from saif_vllm.parsing import parse_extra_args
+from saif_vllm.request import SetUse, Steered, put_steered, split_keys, take_found
 
 
 @dataclass(eq=False)
 class Admitted:
-    """A steered request as the core knows it, from its coming in to its end."""
+    """A steered request as the core knows it, from its arrival to its end."""
 
     admission: Admission
     request_id: str  # the engine's own
     steered: Steered
     sets: dict[str, Offered]  # by content hash
     keys: dict[str, object]  # as the user gave them
-    pinned: bool = False  # its sets are loaded and stay so
+    has_sets: bool = False  # its sets are loaded and kept for it
     aborted: bool = False  # while it waited for room
     changed: bool = False  # a piece of its streaming input asks for something else
 
     def release(self) -> None:
-        """The request has ended, in whatever way."""
+        """Give back the request's sets: it has ended, in whatever way."""
         self.admission.release(self)
 
 
 class Admission:
-    """The steered requests of an engine core, where requests really end.
+    """The steered requests of an engine core, from their arrival to their end.
 
-    A request's sets stay loaded from its coming in to its end. A request that finds no room for
-    them waits, and the steered requests behind it wait too: they are served in the order they came
-    in.
+    A request's sets are kept loaded from its start to its end. A request that finds no room for its
+    sets waits in a queue, and so do the steered requests that arrive after it: all start in the
+    order of their arrival.
 
     Args:
         catalog: the sets that are offered.
         residency: the sets that are loaded.
-        scrub: clears all workers' KV caches of what is not finite.
+        scrub_kv: clears all workers' KV caches of numbers that are not finite.
     """
 
-    def __init__(self, catalog: SetCatalog, residency: Residency, scrub: Scrub) -> None:
-        self._catalog, self._residency, self.scrub = catalog, residency, scrub
-        self._line: deque[tuple[Admitted, Proceed]] = deque()  # waiting for room
-        self._returning: set[Admitted] = set()  # from the line, not yet added again
+    def __init__(
+        self, catalog: SetCatalog, residency: Residency, scrub_kv: Callable[[], None]
+    ) -> None:
+        self._catalog, self._residency, self.scrub_kv = catalog, residency, scrub_kv
+        # Waiting for room, each with what brings it back here.
+        self._queue: deque[tuple[Admitted, Callable[[], None]]] = deque()
+        self._requeued: set[Admitted] = set()  # out of the queue, and not yet added again
         self._sessions: dict[str, Admitted] = {}  # of streaming input, by the engine's request id
-        self._numbers = itertools.count()
-        self._heard: set[int] = set()  # admissions that ended with an error, for good
+        self._serials = itertools.count()
+        self._ended_nonfinite: set[int] = set()  # serials
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
-        return len(self._line)
+        """Number of requests that wait for room."""
+        return len(self._queue)
 
     def admit(self, request: Any) -> Admitted | None:
-        """Check an ``EngineCoreRequest`` before its block hashes are made; None: not steered.
+        """Check an ``EngineCoreRequest`` before vLLM hashes its blocks.
 
-        It then has parameters of its own, which carry a :class:`Steered` in place of the user's
-        keys. All pieces of a streaming input, and the mark of its end, are one :class:`Admitted`:
-        what has become of the sets' files since its start plays no role, nor since the front end
-        found them. Called by the core's input thread.
+        The request gets parameters of its own, which carry a :class:`Steered` in place of the
+        user's keys. All pieces of a streaming input, and the mark of its end, are one
+        :class:`Admitted`. The sets are those that the front end found, even if the files have
+        changed since then. The core's input thread calls this.
+
+        Returns:
+            None: the request does not steer.
 
         Raises:
-            ValueError: as :func:`~saif_vllm.request.parse`.
+            ValueError: as :func:`~saif_vllm.parsing.parse_extra_args`.
         """
         params = request.sampling_params
         if params is None:
             return None
-        given, found = pinned(params)
+        given, found = take_found(params)
         keys, _ = split_keys(given)
         admitted = self._sessions.get(request.request_id)
         if admitted is None:
-            lookup = Lookup(self._catalog, map(self._catalog.received, found))
-            admitted = self._admitted(request, given, keys, lookup)
+            lookup = Lookup(self._catalog, map(self._catalog.read_received, found))
+            admitted = self._make_admitted(request, given, keys, lookup)
         elif request.resumable and keys != admitted.keys:
             admitted.changed = True
         if admitted is None:
             return None
-        # Children of one request (n > 1) share theirs, where front end and core are one process.
+        # Where front end and core are one process, the children of a request (n > 1) share one
+        # object.
         request.sampling_params = copy.copy(params)
-        carry(request.sampling_params, admitted.steered)
+        put_steered(request.sampling_params, admitted.steered)
         return admitted
 
-    def _admitted(
+    def _make_admitted(
         self, request: Any, given: dict[str, object], keys: dict[str, object], lookup: Lookup
     ) -> Admitted | None:
-        asked = parse(given, self._catalog, lookup)
+        asked = parse_extra_args(given, self._catalog, lookup)
         if asked is None:
             return None
         uses = tuple(
@@ -104,55 +108,55 @@ class Admission:
             for offered, strength in asked.sets
         )
         request_id = getattr(request, "external_req_id", None) or request.request_id
-        steered = Steered(uses, asked.window, asked.capture, request_id, next(self._numbers))
+        steered = Steered(uses, asked.window, asked.capture, request_id, next(self._serials))
         sets = {found.latent_set.content_hash: found for found, _ in asked.sets}
         return Admitted(self, request.request_id, steered, sets, keys)
 
     def begin_session(self, admitted: Admitted) -> None:
-        """Further pieces of a streaming input will ask for the same."""
+        """Keep ``admitted`` for the further pieces of its streaming input."""
         self._sessions[admitted.request_id] = admitted
 
     @staticmethod
-    def continues(request: Any, session: Any) -> bool:
-        """Whether a vLLM ``Request`` asks for what its streaming input began with.
+    def continues_session(request: Any, session: Any) -> bool:
+        """Return whether a vLLM ``Request`` asks for what its streaming input began with.
 
         Args:
-            request: one that is no piece of such an input, always does.
-            session: the request that took in the pieces before; None: there were none.
+            request: always does if it is no piece of a streaming input.
+            session: the request that took in the earlier pieces; None: there were none.
         """
         if not request.resumable:
             return True
-        admitted: Admitted | None = request.saif
-        begun = admitted if session is None else session.saif
+        admitted: Admitted | None = request.saif_admitted
+        begun = admitted if session is None else session.saif_admitted
         return begun is admitted and not (admitted is not None and admitted.changed)
 
-    def add(self, request: Any, proceed: Proceed, again: Proceed) -> None:
-        """Call ``proceed`` if the request's sets are loaded or can be, else ``again`` later.
+    def add(self, request: Any, start: Callable[[], None], retry: Callable[[], None]) -> None:
+        """Call ``start`` if the request's sets are loaded or can be; else call ``retry`` later.
 
         Args:
-            request: vLLM's ``Request``, with what :meth:`admit` returned as its ``saif``.
-            proceed: takes the request in.
-            again: brings it here once more, when its sets are loaded.
+            request: vLLM's ``Request``, with what :meth:`admit` returned as its ``saif_admitted``.
+            start: hands the request to the scheduler.
+            retry: brings the request here once more, when its sets are loaded.
         """
-        admitted: Admitted | None = request.saif
+        admitted: Admitted | None = request.saif_admitted
         if admitted is None:
-            proceed()
+            start()
             return
-        self._returning.discard(admitted)
+        self._requeued.discard(admitted)
         if admitted.aborted:
             return
-        if admitted.pinned or (not self._line and self._pin(admitted)):
-            carry(request.sampling_params, admitted.steered)  # with the slots of its sets
-            proceed()
+        if admitted.has_sets or (not self._queue and self._acquire_sets(admitted)):
+            put_steered(request.sampling_params, admitted.steered)  # with the slots of its sets
+            start()
         else:
-            self._line.append((admitted, again))
+            self._queue.append((admitted, retry))
 
     def abort(self, request_ids: Collection[str]) -> None:
-        """Forget requests that wait for room, which the scheduler does not know."""
-        waiting = {admitted for admitted, _ in self._line} | self._returning
+        """Forget requests that wait for room. The scheduler does not know them."""
+        waiting = {admitted for admitted, _ in self._queue} | self._requeued
         gone = {admitted for admitted in waiting if admitted.request_id in request_ids}
-        self._line = deque(entry for entry in self._line if entry[0] not in gone)
-        self._returning -= gone
+        self._queue = deque(entry for entry in self._queue if entry[0] not in gone)
+        self._requeued -= gone
         for admitted in gone:
             admitted.aborted = True
             self.release(admitted)
@@ -160,36 +164,39 @@ class Admission:
             self._sessions.pop(request_id, None)
 
     def release(self, admitted: Admitted) -> None:
-        """A request has ended, in whatever way; those that wait may go on."""
+        """Give back the sets of a request that has ended, and start those that waited for room."""
         self._sessions.pop(admitted.request_id, None)
-        if admitted.pinned:
-            admitted.pinned = False
+        if admitted.has_sets:
+            admitted.has_sets = False
             self._residency.release(admitted.sets, user=admitted)
-        self._advance()
+        self._advance_queue()
 
-    def heard(self, admissions: Iterable[int]) -> None:
-        """These requests have ended since they were not finite."""
-        self._heard.update(admissions)
+    def note_nonfinite_ends(self, serials: Iterable[int]) -> None:
+        """Note which requests were ended because a token was not finite."""
+        self._ended_nonfinite.update(serials)
 
-    def is_unheard(self, admission: int) -> bool:
-        """Whether a request that is not finite, and has ended, has done so otherwise."""
-        return admission not in self._heard
+    def ended_otherwise(self, serial: int) -> bool:
+        """Return whether a request that has ended did so for another reason than not being finite.
 
-    def _advance(self) -> None:
-        while self._line:
-            first, again = self._line[0]
-            if not self._pin(first):
+        Its blocks were freed without being cleared, for example after an abort.
+        """
+        return serial not in self._ended_nonfinite
+
+    def _advance_queue(self) -> None:
+        while self._queue:
+            first, retry = self._queue[0]
+            if not self._acquire_sets(first):
                 return
-            self._line.popleft()
-            self._returning.add(first)
-            again()
+            self._queue.popleft()
+            self._requeued.add(first)
+            retry()
 
-    def _pin(self, admitted: Admitted) -> bool:
+    def _acquire_sets(self, admitted: Admitted) -> bool:
         """Load the request's sets and keep them; False: there is no room, and none is kept."""
         slots = self._residency.acquire(admitted.sets, user=admitted)
         if slots is None:
             return False
-        admitted.pinned = True
+        admitted.has_sets = True
         admitted.steered = msgspec.structs.replace(
             admitted.steered,
             sets=tuple(

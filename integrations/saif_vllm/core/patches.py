@@ -1,4 +1,4 @@
-"""What the plugin does at vLLM's engine core and scheduler, seam by seam."""
+"""The patches of vLLM's engine core and scheduler, one function per seam."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from saif_vllm.core.admission import Admission
 from saif_vllm.core.nonfinite import end_and_update
 from saif_vllm.core.prefix_cache import SteeredHasher
 from saif_vllm.core.residency import Residency
-from saif_vllm.parsing import parse
+from saif_vllm.parsing import parse_extra_args
 
 
 def arm() -> None:
-    """Patch the engine core in this process; again is harmless.
+    """Patch the engine core in this process; calling it again changes nothing.
 
     Raises:
         RuntimeError: a seam is not as expected.
     """
-    # Instances created before this never read a configuration: they count as not steering.
+    # Instances created before arming have no admission; give the class a default, so that they
+    # count as not steering.
     core = seams.owner(seams.INIT_KV_CACHES)
-    if not hasattr(core, "saif"):
-        core.saif = None
+    if not hasattr(core, "saif_admission"):
+        core.saif_admission = None
     seams.wrap(seams.INIT_KV_CACHES, _initialize_kv_caches)
     seams.wrap(seams.PREPROCESS_REQUEST, _preprocess_add_request)
     seams.wrap(seams.ADD_REQUEST, _add_request)
@@ -34,20 +35,20 @@ def arm() -> None:
 
 
 def _initialize_kv_caches(original: Any, self: Any, vllm_config: Any) -> Any:
-    # The last step of the core's start that involves the workers: the model is loaded, compiled and
-    # warmed up afterwards. (Its __init__ is running already when it loads the plugins.)
-    config = SteeringConfig.of(vllm_config)
-    self.saif = None
+    # The core's last start-up function that involves the workers: after it, the model is loaded,
+    # compiled and warmed up. (EngineCore.__init__ loads the plugins, so it cannot be patched.)
+    config = SteeringConfig.from_vllm_config(vllm_config)
+    self.saif_admission = None
     if config is not None:
         _check_scheduler(vllm_config.scheduler_config.get_scheduler_cls())
     result = original(self, vllm_config)
     if config is not None:
         rpc = self.model_executor.collective_rpc
         rpc("saif_check_start")
-        catalog = SetCatalog.of(vllm_config, config)
-        residency = Residency(catalog, write=lambda *loaded: rpc("saif_write", args=loaded))
+        catalog = SetCatalog.from_vllm_config(vllm_config, config)
+        residency = Residency(catalog, write=lambda *loaded: rpc("saif_load_set", args=loaded))
         residency.preload()
-        self.saif = Admission(catalog, residency, scrub=lambda: rpc("saif_scrub"))
+        self.saif_admission = Admission(catalog, residency, scrub_kv=lambda: rpc("saif_scrub_kv"))
     return result
 
 
@@ -61,39 +62,42 @@ def _check_scheduler(scheduler: type) -> None:
 
 
 def _preprocess_add_request(original: Any, self: Any, request: Any) -> Any:
-    if self.saif is None:
+    if self.saif_admission is None:
         _refuse_steering(request)
         return original(self, request)
     hasher = self.request_block_hasher
     if hasher is not None and not isinstance(hasher, SteeredHasher):
-        # The scheduler has it as an attribute from vLLM 0.26 on.
+        # From vLLM 0.26 on the scheduler has this size as an attribute.
         block_size = self.scheduler.kv_cache_manager.block_pool.hash_block_size
         self.request_block_hasher = SteeredHasher(hasher, block_size)
-    self.scheduler.saif = self.saif  # it ends requests whose tokens are not finite
-    admitted = self.saif.admit(request)
+    # The scheduler ends requests of which a token is not finite.
+    self.scheduler.saif_admission = self.saif_admission
+    admitted = self.saif_admission.admit(request)
     result = original(self, request)
-    result[0].saif = admitted
+    result[0].saif_admitted = admitted
     if request.resumable and admitted is not None:
-        self.saif.begin_session(admitted)
+        self.saif_admission.begin_session(admitted)
     return result
 
 
 def _refuse_steering(request: Any) -> None:
-    """Raise ValueError for an ``EngineCoreRequest`` that asks an engine to steer that does not."""
+    """Raise ValueError for an ``EngineCoreRequest`` that asks to be steered by a plain engine."""
     params = request.sampling_params
-    parse(None if params is None else params.extra_args, None)
+    parse_extra_args(None if params is None else params.extra_args, None)
 
 
 def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) -> Any:
-    if self.saif is None:
+    admission = self.saif_admission
+    if admission is None:
         return original(self, request, request_wave)
-    if not self.saif.continues(request, self.scheduler.requests.get(request.request_id)):
+    session = self.scheduler.requests.get(request.request_id)
+    if not admission.continues_session(request, session):
         # The front end already rejects this; only a front end that is not ours gets here.
         self.abort_requests([request.request_id])
         self._send_error_outputs_to_client([request.request_id], request.client_index)
         return None
 
-    def again() -> None:
+    def retry() -> None:
         if hasattr(self, "input_queue"):
             from vllm.v1.engine import EngineCoreRequestType
 
@@ -101,19 +105,20 @@ def _add_request(original: Any, self: Any, request: Any, request_wave: int = 0) 
         else:  # front end and core in one process
             _add_request(original, self, request, request_wave)
 
-    self.saif.add(request, functools.partial(original, self, request, request_wave), again)
+    start = functools.partial(original, self, request, request_wave)
+    admission.add(request, start, retry)
     return None
 
 
 def _abort_requests(original: Any, self: Any, request_ids: Any) -> Any:
-    if self.saif is not None:
-        self.saif.abort(request_ids)
+    if self.saif_admission is not None:
+        self.saif_admission.abort(request_ids)
     return original(self, request_ids)
 
 
 def _free_request(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(self, request, *args, **kwargs)
-    admitted = getattr(request, "saif", None)
+    admitted = getattr(request, "saif_admitted", None)
     if admitted is not None:
         admitted.release()
     return result

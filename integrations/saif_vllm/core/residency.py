@@ -1,4 +1,4 @@
-"""Which sets are loaded into the workers' tables, and for whom."""
+"""Residency of sets: which ones are loaded into the workers' banks, and for whom."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class _Resident:
 class Residency:
     """The loaded sets, by content.
 
-    A set keeps its slot as long as somebody uses it: replacing or removing its file changes no
-    request that is running. Afterwards its slot is free for another set, least recently used first;
-    until then it stays loaded, if its file is still the same.
+    A set keeps its slot as long as somebody uses it, so replacing or removing its file changes no
+    running request. An unused set stays loaded if its file is still the same, until another set
+    needs the room; the least recently used one goes first.
 
     Args:
         catalog: the sets that are offered.
-        write: puts a set into the tables of all workers.
+        write: writes a set into the banks of all workers.
     """
 
     def __init__(self, catalog: SetCatalog, write: Write) -> None:
@@ -51,11 +51,11 @@ class Residency:
         return [resident.found.name for resident in self._loaded.values()]
 
     def preload(self) -> None:
-        """Load what the directory offers, as far as it fits, so that first requests find it."""
+        """Load the directory's sets as far as they fit, so that first requests need not wait."""
         for name in self._catalog:
             try:
                 self._load(self._catalog[name])
-            except UnknownSet:  # has gone meanwhile
+            except UnknownSet:  # its file is gone
                 continue
             except NoRoom:
                 return
@@ -64,7 +64,8 @@ class Residency:
         """Load sets and keep them for ``user`` until :meth:`release`.
 
         Args:
-            sets: by content hash; they fit where nothing else is loaded.
+            sets: by content hash; they fit if nothing else is loaded.
+            user: whom they are kept for.
 
         Returns:
             Their slots by content hash; None: there is no room now, and none of them is kept.
@@ -84,6 +85,7 @@ class Residency:
 
         Args:
             sets: their content hashes.
+            user: as given to :meth:`acquire`.
         """
         for content_hash in sets:
             resident = self._loaded[content_hash]

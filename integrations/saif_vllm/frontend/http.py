@@ -1,7 +1,7 @@
-"""Requests over HTTP: what would be served unsteered, or fail in mid-stream, is refused with 400.
+"""Guard of requests over HTTP: what would be served unsteered, or fail in mid-stream, gets a 400.
 
-vLLM ignores fields that it does not know, some of its routes drop ``vllm_xargs``, and a streaming
-request is validated when the status 200 has been sent. So requests are read here before vLLM does.
+vLLM ignores fields that it does not know, some of its routes drop ``vllm_xargs``, and it validates
+a streaming request after it has sent the status 200. So the guard reads requests before vLLM does.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from saif_fast.names import listed
 from saif_fast.request import REQUEST_KEYS, check_keys, quoted
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.frontend.metrics import count_refusal, read_devices
-from saif_vllm.parsing import PROMPT_LOGPROBS, check_scope, parse
+from saif_vllm.frontend.metrics import count_refusal, update_token_metrics
+from saif_vllm.parsing import PROMPT_LOGPROBS, check_scope, parse_extra_args
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -27,9 +27,9 @@ ASGIApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitab
 
 _XARGS = ("vllm_xargs",)
 _EXTRA_ARGS = ("sampling_params", "extra_args")
-# Every route of vLLM that takes JSON and runs the model, and where in its body the steering keys
-# are passed on to the engine: nowhere, for an empty path. Websockets are not here; other routes
-# generate nothing.
+# Maps each route that takes JSON and runs the model to the path of the body field that vLLM
+# forwards as `extra_args`. `()`: vLLM forwards nothing, so the route cannot be steered. Websockets
+# are not here. Other routes generate nothing.
 ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": _XARGS,
     "/v1/chat/completions/batch": _XARGS,
@@ -37,7 +37,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/responses": _XARGS,
     "/v1/messages": _XARGS,
     "/invocations": _XARGS,
-    # These answer with the body for /inference/v1/generate.
+    # These return a body for /inference/v1/generate.
     "/v1/chat/completions/render": _XARGS,
     "/v1/completions/render": _XARGS,
     "/v1/responses/render": _XARGS,
@@ -57,25 +57,26 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/rerank": (),
     "/v2/rerank": (),
 }
-# Of these, which take forms, only what is outside of the body is looked at.
+# Routes that take forms: only what is outside of the body is checked.
 _FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
-# The one field of a body that is the client's own.
+# Free-form by OpenAI's API, so a `saif` key inside it is not a mistake.
 _FREE = "metadata"
-# What clients and vLLM call an object of further parameters, wherever they put it.
+# Names that clients and vLLM use for an object of further parameters, wherever it is.
 _CONTAINERS = frozenset({"vllm_xargs", "extra_args", "extra_body", "sampling_params"})
 _MESSAGES = ("messages", "input")  # fields whose objects have fields of their own
 _NESTING = (dict, list, str)
 _MAX_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_DEFAULT_MAX_TOKENS = {"/v1/completions": 16}  # vLLM's, where the context is not the limit
+_DEFAULT_MAX_TOKENS = {"/v1/completions": 16}  # vLLM's; on other routes the context is the limit
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class SteeringGuard:
-    """Pure ASGI middleware. A request that passes reaches vLLM as it came, its response as it goes.
+    """Pure ASGI middleware. Valid requests and all responses pass through unchanged.
 
     Args:
-        app: the application, with its engine as ``state.engine_client``. Every one of a process has
-            a guard as soon as one of their engines steers; for the others' it does nothing.
+        app: the application, with its engine as ``state.engine_client``. As soon as one engine of a
+            process steers, all applications of that process get a guard. It does nothing for
+            engines that do not steer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -87,18 +88,19 @@ class SteeringGuard:
         scraped = method == "GET" and route in ("/metrics", "/metrics/")
         guarded = method == "POST" and (route in ROUTES or route in _FORMS)
         engine = scope["app"].state.engine_client if scraped or guarded else None
-        catalog = None if engine is None else engine.input_processor.saif
+        catalog = None if engine is None else engine.input_processor.saif_catalog
         if scraped and catalog is not None:
-            await read_devices(engine)
+            await update_token_metrics(engine)
         if not guarded or catalog is None:
             await self.app(scope, receive, send)
             return
-        # What is found here is what vLLM will be served with, which begins its answer first.
+        # The sets found here are those that vLLM's own validation gets later, after its answer
+        # began.
         with catalog.one_request():
             try:
                 check_outside(route, scope, catalog)
                 if route in ROUTES:
-                    body, receive = await _read(receive)
+                    body, receive = await _read_body(receive)
                     check_body(route, body, catalog)
             except ValueError as error:
                 count_refusal()
@@ -108,13 +110,13 @@ class SteeringGuard:
 
 
 def _route(scope: Mapping[str, Any]) -> str:
-    """The path behind what the server is mounted at."""
+    """Return the path below the one that the server is mounted at."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     return path.removeprefix(root) if path.startswith(f"{root}/") else path  # type: ignore[no-any-return]
 
 
 def check_outside(route: str, scope: Mapping[str, Any], catalog: SetCatalog) -> None:
-    """Raise ValueError for a header or a query parameter that has the name of a key of ours."""
+    """Raise ValueError for a header or a query parameter that is named like one of our keys."""
     for header, _ in scope.get("headers", ()):
         name = header.decode("latin-1").lower()
         if _is_ours(name.removeprefix("x-")):
@@ -130,11 +132,12 @@ def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
 
     Args:
         route: a key of :data:`ROUTES`.
-        body: JSON; what is not is vLLM's to refuse.
+        body: JSON. vLLM rejects anything else.
         catalog: of the engine.
 
     Raises:
-        ValueError: steering that vLLM would drop or that cannot be done; names what is available.
+        ValueError: the body asks for steering that vLLM would drop, or that is not available; the
+            message names what is.
     """
     place = ROUTES[route]
     fields, named = _read_fields(body)
@@ -145,7 +148,7 @@ def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
     if named:
         for key, where in _misplaced_keys(fields, extra_args):
             raise ValueError(_misplaced(key, where, route, catalog))
-    asked = parse(extra_args, catalog) if isinstance(extra_args, dict) else None
+    asked = parse_extra_args(extra_args, catalog) if isinstance(extra_args, dict) else None
     if asked is None:
         return
     if fields.get("use_beam_search"):
@@ -158,14 +161,13 @@ def check_body(route: str, body: bytes, catalog: SetCatalog) -> None:
 
 
 def _misplaced_keys(body: Mapping[str, Any], extra_args: object) -> Iterator[tuple[str, str]]:
-    """Keys of ours in a body, but for those in ``extra_args``, and where they are.
+    """Yield each key of ours that is outside of ``extra_args``, and where it is.
 
-    They are looked for in the body, in its fields that are objects, in its messages and theirs, and
-    in what has the name of a container in any of these. All else is text or the client's own:
-    tools, schemas, contents.
+    Searches the body, the objects in it, its messages, the objects in those, and any container
+    (:data:`_CONTAINERS`) in one of these. Everything else is text, or the client's own: tools,
+    schemas, contents.
     """
-    # A path, what is there, and whether its fields that are objects are looked into. No recursion,
-    # since a body may be deep.
+    # Path, value, and whether to search the objects in it. A loop, because a body may be deep.
     todo: list[tuple[str, Any, bool]] = [("", body, True)]
     while todo:
         path, value, has_fields = todo.pop()
@@ -213,19 +215,19 @@ def _misplaced(key: str, where: str, route: str, catalog: SetCatalog) -> str:
 def _wants_prompt_logprobs(given: Mapping[str, Any]) -> bool:
     if any(given.get(name) is not None for name in PROMPT_LOGPROBS):
         return True
-    # In a chat vLLM takes top_logprobs, which is 0 unless given, for both.
+    # In a chat vLLM uses top_logprobs for prompt and generation, and its default is 0, not None.
     return bool(given.get("echo")) and ("messages" in given or given.get("logprobs") is not None)
 
 
 def _max_tokens(given: Mapping[str, Any]) -> int | None:
-    """The largest that is given: which of the names counts depends on the route."""
+    """Return the largest limit that is given: which name counts depends on the route."""
     limits = [given[name] for name in _MAX_TOKENS if isinstance(given.get(name), int)]
-    # What is below is vLLM's to judge: 0 with echo stands for a prompt that is scored.
+    # Smaller numbers are vLLM's to judge: 0 with echo scores the prompt.
     return max((limit for limit in limits if limit >= 1), default=None)
 
 
-async def _read(receive: Receive) -> tuple[bytes, Receive]:
-    """The whole body, and a ``receive`` that gives it once more, in one piece."""
+async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
+    """Return the whole body, and a ``receive`` that returns it once more, in one piece."""
     chunks: list[bytes] = []
     message: Message = {"more_body": True}
     while message.get("more_body", False):
@@ -234,7 +236,7 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     body = b"".join(chunks)
     if message["type"] == "http.request":
         message = {"type": "http.request", "body": body, "more_body": False}
-    pending = [message]  # or the client has left, which vLLM sees too
+    pending = [message]  # If the client disconnected, replay that message so that vLLM notices.
 
     async def replay() -> Message:
         return pending.pop() if pending else await receive()
@@ -243,38 +245,39 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
 
 
 def _read_fields(body: bytes) -> tuple[dict[str, Any], bool]:
-    """The body's fields as vLLM reads them, and whether any key in it may be ours.
+    """Return the body's fields as vLLM reads them, and whether any key in the body may be ours.
 
-    Lists and strings that name none of ours are left as bytes: messages, prompts and images are
-    long and none of our business.
+    Lists and strings without such a key stay undecoded: messages, prompts and images are long.
 
     Raises:
         ValueError: as :func:`_decode`.
     """
-    named = _times_named(body)
-    fields = _skim(body)
-    within = {name: _times_named(raw) if named else 0 for name, raw in fields.items()}
-    # Fewer are left where a field was given twice, which keeps the last; and none of what msgspec
-    # does not read (NaN, UTF-16) and vLLM does. A name may also be spelt with escapes.
+    named = _count_our_names(body)
+    fields = _split_fields(body)
+    within = {name: _count_our_names(raw) if named else 0 for name, raw in fields.items()}
+    # The counts differ if a field was given twice, because the last one wins. vLLM parses with
+    # `json`, which also accepts NaN and UTF-16; msgspec does not, and then returns no fields. A
+    # name may also be written with escapes. Fall back to `json` for all of these.
     names = "".join(f'"{name}' for name in fields).encode()
-    if not fields or named != _times_named(names) + sum(within.values()):
+    if not fields or named != _count_our_names(names) + sum(within.values()):
         found = _decode(body)
         return (found if isinstance(found, dict) else {}), True
     return {
-        name: _decode(bytes(raw)) if within[name] else _glance(raw) for name, raw in fields.items()
+        name: _decode(bytes(raw)) if within[name] else _decode_unless_long(raw)
+        for name, raw in fields.items()
     }, named > 0
 
 
-def _skim(body: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object; none where msgspec does not read it."""
+def _split_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the undecoded fields of a JSON object; none if msgspec cannot read it."""
     try:
         return _fields_decoder.decode(body)
     except (ValueError, RecursionError):
         return {}
 
 
-def _glance(raw: msgspec.Raw) -> Any:
-    """The value of a field, which names none of our keys; lists and strings as they are."""
+def _decode_unless_long(raw: msgspec.Raw) -> Any:
+    """Decode a field that names none of our keys; a list or a string stays undecoded."""
     if memoryview(raw)[0] in b'["':
         return raw
     try:
@@ -283,17 +286,17 @@ def _glance(raw: msgspec.Raw) -> Any:
         return _decode(bytes(raw))
 
 
-def _times_named(text: bytes | msgspec.Raw) -> int:
-    """How often a string in ``text`` begins as our keys do."""
+def _count_our_names(text: bytes | msgspec.Raw) -> int:
+    """Count the strings in ``text`` that begin like our keys."""
     return bytes(text).lower().count(b'"saif')
 
 
 def _decode(text: bytes) -> Any:
-    """JSON as vLLM reads it; None where it will not.
+    """Decode JSON as vLLM does; None: vLLM will reject it.
 
     Raises:
-        ValueError: it is too deep, or names one of our keys, or what holds them, twice, of which
-            vLLM takes the last.
+        ValueError: it is nested too deeply, or an object has one of our keys, or a container of
+            them, twice. vLLM would use the last one.
     """
     twice: list[str] = []
 
@@ -307,7 +310,7 @@ def _decode(text: bytes) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=collect)
     except RecursionError:
-        # vLLM would say so, too; but it must not be able to read what we could not.
+        # vLLM would fail too, but it must not be able to read what we cannot.
         raise ValueError(
             "body: expected some hundred levels of nesting at most, got more"
         ) from None

@@ -1,7 +1,7 @@
 """Metrics beside vLLM's own on ``/metrics``.
 
-Requests are counted by the front end that they came in by. Tokens are counted on the devices, and
-read when the metrics are.
+Each front end counts the requests that arrive at it. The devices count tokens; their counters are
+read whenever the metrics are.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from saif_vllm.parsing import Parsed
-from saif_vllm.reporting import totals
+from saif_vllm.reporting import read_totals
 
 logger = logging.getLogger("vllm.saif")
-_PATIENCE = 5.0  # seconds, less than what scrapes are given
+_TIMEOUT = 5.0  # seconds, less than the timeout of a scrape
 _reading = asyncio.Lock()
 
 
@@ -26,7 +26,7 @@ class _Counters(NamedTuple):
 
 @cache
 def _counters() -> _Counters:
-    # Not at import: in several API servers vLLM first says where processes share their counts.
+    # Created at first use: with several API servers, vLLM first sets where processes share counts.
     from prometheus_client import Counter
 
     return _Counters(
@@ -37,7 +37,7 @@ def _counters() -> _Counters:
 
 @cache
 def _gauges() -> dict[str, Any]:
-    # Gauges, as they are set to what the engine counted, by whichever API server is asked.
+    # Gauges, because whichever API server is scraped sets them to what the engine counted.
     from prometheus_client import Gauge
 
     gauge = partial(Gauge, multiprocess_mode="mostrecent")
@@ -51,26 +51,27 @@ def _gauges() -> dict[str, Any]:
 
 
 def count_request(asked: Parsed) -> None:
-    """A request has passed validation."""
+    """Count a request that has passed validation, once per set."""
     for offered, _ in asked.sets:
         _counters().requests.labels(offered.name).inc()
 
 
 def count_refusal() -> None:
-    """A request was answered with HTTP 400, or a ValueError."""
+    """Count a request that was answered with HTTP 400, or with a ValueError."""
     _counters().refused.inc()
 
 
-async def read_devices(engine_client: Any) -> None:
-    """Bring the metrics of tokens up to date; an engine that does not answer leaves them.
+async def update_token_metrics(engine_client: Any) -> None:
+    """Set the token metrics to the devices' counters.
 
-    Nor may it keep vLLM's own metrics from being read, so no error goes further than the log.
+    If the engine does not answer, they keep their last values. Errors are only logged, because
+    vLLM's own metrics must stay readable.
     """
-    if _reading.locked():  # for another scrape; they could not keep an engine busy
+    if _reading.locked():  # Another scrape is already reading; do not queue a second device read.
         return
     async with _reading:
         try:
-            found = await asyncio.wait_for(totals(engine_client), _PATIENCE)
+            found = await asyncio.wait_for(read_totals(engine_client), _TIMEOUT)
         except Exception as error:
             logger.warning("/metrics: tokens steered are as of an earlier time: %r", error)
             return

@@ -1,4 +1,4 @@
-"""What the plugin does at vLLM's front end and server, seam by seam."""
+"""The patches of vLLM's front end and API server, one function per seam."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from saif_vllm.frontend.metrics import count_request
 from saif_vllm.frontend.validation import (
     check_parameters,
     checked_pieces,
-    refused,
+    request_errors,
     with_plain_values,
 )
-from saif_vllm.parsing import parse
-from saif_vllm.request import pin
+from saif_vllm.parsing import parse_extra_args
+from saif_vllm.request import put_found
 
 
 def arm() -> None:
-    """Patch the front end in this process; again is harmless.
+    """Patch the front end in this process; calling it again changes nothing.
 
     Raises:
         RuntimeError: a seam is not as expected.
     """
-    # Instances created before this never read a configuration: they count as not steering.
+    # Instances created before arming have no catalog; give the class a default, so that they count
+    # as not steering.
     front_end = seams.owner(seams.INIT_FRONT_END)
-    if not hasattr(front_end, "saif"):
-        front_end.saif = None
+    if not hasattr(front_end, "saif_catalog"):
+        front_end.saif_catalog = None
     seams.wrap(seams.INIT_FRONT_END, _init_front_end)
     seams.wrap(seams.PROCESS_INPUTS, _process_inputs)
     seams.wrap(seams.STREAM_INPUT, _add_streaming_input_request)
 
 
 def arm_server() -> None:
-    """Put the guard of HTTP requests into every server of this process; again is harmless.
+    """Put the guard of HTTP requests into every API server of this process.
 
     Raises:
         RuntimeError: the seam is not as expected.
@@ -45,14 +46,14 @@ def arm_server() -> None:
 
 
 def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-    config = SteeringConfig.of(vllm_config)
-    self.saif = None
+    config = SteeringConfig.from_vllm_config(vllm_config)
+    self.saif_catalog = None
     if config is not None:
         seams.require_armed()
         _check_extension(vllm_config.parallel_config.worker_extension_cls)
-        self.saif = SetCatalog.of(vllm_config, config)
-        # Not before: only a server has the modules that this imports, and its front end is made
-        # before its application.
+        self.saif_catalog = SetCatalog.from_vllm_config(vllm_config, config)
+        # Only a server has the modules that this imports, and it makes its front end before its
+        # application. So this is the time.
         arm_server()
     original(self, vllm_config, *args, **kwargs)
 
@@ -74,7 +75,8 @@ def _check_extension(name: str) -> None:
 
 
 def _register_routers(original: Any, app: Any) -> Any:
-    # The innermost: the API key is checked before, and metrics count what is refused.
+    # Added first, our middleware runs innermost: after authentication, and inside of the metrics,
+    # which so count what it refuses.
     app.add_middleware(SteeringGuard)
     return original(app)
 
@@ -83,16 +85,16 @@ def _process_inputs(
     original: Any, self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     params = with_plain_values(params)
-    # A piece of streaming input has been checked as such.
+    # A piece of streaming input has been checked by checked_pieces().
     piece = kwargs.get("resumable", False)
-    with refused():
+    with request_errors():
         if piece:
-            asked = parse(params.extra_args, self.saif)
+            asked = parse_extra_args(params.extra_args, self.saif_catalog)
         else:
-            asked = check_parameters(params, self.saif)
+            asked = check_parameters(params, self.saif_catalog)
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if asked is not None:
-        pin(request.sampling_params, [offered.found for offered, _ in asked.sets])
+        put_found(request.sampling_params, [offered.found for offered, _ in asked.sets])
         if not piece:
             count_request(asked)
     return request
@@ -107,7 +109,7 @@ async def _add_streaming_input_request(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    catalog = self.input_processor.saif
+    catalog = self.input_processor.saif_catalog
     sampling_params = with_plain_values(sampling_params)
     pieces = checked_pieces(input_stream, sampling_params, catalog)
     with nullcontext() if catalog is None else catalog.one_request():

@@ -1,4 +1,4 @@
-"""Attaching to a loaded model: its decoder layers, their tables and hooks."""
+"""Attachment to a loaded model: its decoder layers get banks and hooks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import RequestRows, Tally
 from saif_vllm.config import SteeringConfig, hooked_model
+from saif_vllm.worker.batch import BatchTables
 from saif_vllm.worker.capture import LastTokenCapture
-from saif_vllm.worker.layers import Steering
+from saif_vllm.worker.layers import WorkerSteering
 from saif_vllm.worker.op import steering_hook
 from saif_vllm.worker.proof import Proof
 from saif_vllm.worker.scrub import can_scrub
-from saif_vllm.worker.step import StepTables
-from saif_vllm.worker.structure import decoder_layers, verify_streams
+from saif_vllm.worker.structure import decoder_layers, verify_forms
 
 logger = logging.getLogger("vllm.saif")
 
@@ -28,7 +28,7 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
     below_last = config.layers[0] < model.get_total_num_hidden_layers() - 1
     cache_dtype = vllm_config.cache_config.cache_dtype
     refused = {
-        # Only the last pipeline rank's word of a token that is not finite reaches the engine core.
+        # The engine core hears of tokens that are not finite from the last pipeline rank only.
         "pipeline parallelism with no hooked layer on the last rank (also hook the last layer)": (
             parallel.pipeline_parallel_size > 1
             and config.layers[-1] < _first_layer_of_last_rank(vllm_config)
@@ -36,25 +36,25 @@ def refuse_unsupported(vllm_config: Any, config: SteeringConfig) -> None:
         f"kv_cache_dtype {cache_dtype}, which cannot be cleared of what is not finite,": (
             not can_scrub(cache_dtype)
         ),
-        # The second half of a batch would read the first half's rows.
+        # The second half of a batch would use the first half's rows.
         "microbatching (enable_dbo, ubatch_size)": parallel.use_ubatching,
-        # A rank sees a part of each prompt only.
+        # Each rank sees only a part of each prompt.
         "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
-        # Late layers see a part of the batch only.
+        # Late layers see only a part of the batch.
         "kv_sharing_fast_prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
-        # Between layers the residual stream would be cut up over the ranks.
+        # Between layers the residual stream would be split over the ranks.
         "sequence parallelism (pass_config.enable_sp)": getattr(
             vllm_config.compilation_config.pass_config, "enable_sp", False
         ),
-        # It answers requests without our validation.
+        # It answers requests without our checks.
         "the Rust front end (VLLM_USE_RUST_FRONTEND)": (
             os.environ.get("VLLM_USE_RUST_FRONTEND", "0") != "0"
         ),
-        # Its hooks would be set by the structure probe's forward, before the model is compiled.
+        # The structure probe's forward would set its hooks before the model is compiled.
         "layerwise NVTX tracing": getattr(
             vllm_config.observability_config, "enable_layerwise_nvtx_tracing", False
         ),
-        # The canary would run forwards that the other ranks do not take part in.
+        # The canary would run forwards in which the other ranks do not take part.
         "elastic expert parallelism": getattr(parallel, "enable_elastic_ep", False),
         "an encoder-decoder model": model.is_encoder_decoder,
         # It encodes images and runs no decoder layer.
@@ -82,33 +82,34 @@ def _first_layer_of_last_rank(vllm_config: Any) -> int:
     return first
 
 
-def attach(worker: Any, config: SteeringConfig) -> Steering:
+def attach(worker: Any, config: SteeringConfig) -> WorkerSteering:
     """Allocate the tables and hook the layers of a worker's model.
 
-    Before the first compiled forward, so that torch.compile traces the hooks. The tables are no
-    part of the model: vLLM reloads a model's weights, and its sleep mode drops them and puts its
-    buffers back as they were, while sets may have been loaded in between.
+    Must run before the first compiled forward, so that torch.compile traces the hooks. The tables
+    are not parameters or buffers of the model, because vLLM reloads a model's weights, and its
+    sleep mode drops them and restores old buffers. Sets loaded in between would be lost.
 
     Raises:
-        ValueError: the model's structure is not one that steering knows.
+        ValueError: steering does not know the model's structure.
     """
     vllm_config, runner = worker.vllm_config, worker.model_runner
     model = runner.get_model()
     fits, device = hooked_model(vllm_config, config), torch.device(worker.device)
     layers = decoder_layers(model, fits.num_layers)
-    streams = verify_streams(runner, vllm_config, layers, config.layers)
-    steering = _allocate(config, fits, list(streams), runner.max_num_tokens, vllm_config, device)
+    forms = verify_forms(runner, vllm_config, layers, config.layers)
+    steering = _allocate(config, fits, list(forms), runner.max_num_tokens, vllm_config, device)
     context = vllm_config.compilation_config.static_forward_context
     for layer, table in steering.layers.items():
         name = f"saif.layers.{layer}"
         context[name] = table
-        layers[layer].register_forward_hook(steering_hook(name, streams[layer]))
-    # vLLM 0.32 sizes a GPU's KV cache by the memory that is free after its profiling run, so after
-    # this, and only prints this number; earlier versions add it up. A CPU's runner has none.
+        layers[layer].register_forward_hook(steering_hook(name, forms[layer]))
+    # Earlier versions than 0.32 size a GPU's KV cache by this number. 0.32 only prints it, and
+    # sizes the cache by the memory that is free after its profiling run, which comes later. A CPU's
+    # runner does not have it.
     if hasattr(runner, "model_memory_usage"):
         runner.model_memory_usage += steering.nbytes
     logger.info(
-        "Steering layers %s: %.1f MiB for at most %d sets and %d live latents a layer",
+        "Steering layers %s: %.1f MiB for at most %d sets and %d live latents per layer",
         list(steering.layers),
         steering.nbytes / 2**20,
         config.max_sets,
@@ -124,7 +125,7 @@ def _allocate(
     max_tokens: int,
     vllm_config: Any,
     device: torch.device,
-) -> Steering:
+) -> WorkerSteering:
     tables = SteeringTables(fits, config.max_sets, config.max_latents, device, owned=owned)
     max_requests = vllm_config.scheduler_config.max_num_seqs
     rows = RequestRows.allocate(max_requests, config.max_sets_per_request, device)
@@ -135,5 +136,5 @@ def _allocate(
         capture = LastTokenCapture(
             len(owned), config.max_captures, fits.d_model, fits.dtype, device
         )
-    step = StepTables(rows, proof, max_tokens, capture)
-    return Steering(tables, step, config.max_dose)
+    batch = BatchTables(rows, proof, max_tokens, capture)
+    return WorkerSteering(tables, batch, config.max_dose)

@@ -17,8 +17,8 @@ from saif_fast.slots import Placement
 from saif_kernels import LatentEdits
 from saif_vllm.seams import require_armed
 from saif_vllm.worker import canary, patches
-from saif_vllm.worker.layers import Steering
-from saif_vllm.worker.scrub import scrub
+from saif_vllm.worker.layers import WorkerSteering
+from saif_vllm.worker.scrub import scrub_kv
 
 require_armed()
 patches.arm()
@@ -27,7 +27,7 @@ patches.arm()
 class SaifWorkerExtension:
     """Methods that vLLM's ``collective_rpc`` finds on every worker."""
 
-    saif_steering: Steering
+    saif_steering: WorkerSteering
 
     def saif_check_start(self: Any) -> None:
         """Run the canary.
@@ -37,34 +37,37 @@ class SaifWorkerExtension:
         """
         if not hasattr(self, "saif_steering"):
             raise RuntimeError("the model was loaded without steering: a worker went past the seam")
-        canary.check(self.saif_steering, self.model_runner)
+        canary.check_steering(self.saif_steering, self.model_runner)
 
-    def saif_write(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
-        """Load a set."""
-        self.saif_steering.write(placement, compiled)
+    def saif_load_set(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
+        """Write a set into the banks; no request of a running batch uses its slot."""
+        self.saif_steering.tables.write(placement, compiled)
 
-    def saif_scrub(self: Any) -> None:
-        """Put 0 where the KV cache holds what is not finite."""
-        scrub(self.model_runner.kv_caches, self.vllm_config.cache_config.cache_dtype)
+    def saif_scrub_kv(self: Any) -> None:
+        """Put 0 in place of every number in the KV cache that is not finite."""
+        scrub_kv(self.model_runner.kv_caches, self.vllm_config.cache_config.cache_dtype)
 
-    def saif_captured(self, n_rows: int) -> list[tuple[int, bytes]]:
-        """The first rows of the residuals that were kept: each layer, with [n_rows, d_model] fp32.
+    def saif_read_captures(self, n_places: int) -> list[tuple[int, bytes]]:
+        """Return the first ``n_places`` captured residuals.
+
+        Returns:
+            Each hooked layer, with [n_places, d_model] fp32.
 
         Raises:
-            ValueError: this engine keeps none.
+            ValueError: this engine captures none.
         """
-        capture = self.saif_steering.step.capture
+        capture = self.saif_steering.batch.capture
         if capture is None:
             raise ValueError("max_captures: expected an engine that keeps residuals, got 0")
-        kept = capture.store[:, :n_rows].float().cpu().numpy()
+        kept = capture.store[:, :n_places].float().cpu().numpy()
         layers = self.saif_steering.layers
-        return [(layer, rows.tobytes()) for layer, rows in zip(layers, kept, strict=True)]
+        return [(layer, found.tobytes()) for layer, found in zip(layers, kept, strict=True)]
 
     def saif_report(self) -> list[dict[str, Any]]:
-        """What was done for each request, as :class:`~saif_vllm.reporting.RequestReport` has it."""
-        return [msgspec.to_builtins(found) for found in self.saif_steering.step.proof.report()]
+        """Return a :class:`~saif_vllm.reporting.RequestReport` per request, as builtins."""
+        return [msgspec.to_builtins(found) for found in self.saif_steering.batch.proof.report()]
 
     def saif_totals(self) -> dict[str, Any]:
-        """What was done so far, as :class:`~saif_vllm.reporting.Totals` has it."""
-        totals = self.saif_steering.step.proof.totals()
+        """Return :class:`~saif_vllm.reporting.Totals`, as builtins."""
+        totals = self.saif_steering.batch.proof.totals()
         return cast(dict[str, Any], msgspec.to_builtins(totals))

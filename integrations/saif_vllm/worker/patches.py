@@ -1,7 +1,8 @@
-"""What the plugin does in a worker: it hooks the model when it is loaded, and follows each step.
+"""The patches of vLLM's worker and of its model runner, V1 and V2.
 
-A model runner's methods are patched on the instance, so that it does not matter which class
-overrides them. V1 and V2 tell the step tables of a batch in ways of their own.
+The worker hooks its model when it has loaded it. The runner fills the batch tables before each
+forward. Its methods are patched on the instance, so that it does not matter which class overrides
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saif_vllm.config import SteeringConfig
-from saif_vllm.request import read
+from saif_vllm.request import get_loaded_steered
 from saif_vllm.seams import (
     LOAD_MODEL,
     V1_DUMMY_RUN,
@@ -27,13 +28,13 @@ from saif_vllm.seams import (
     wrap,
 )
 from saif_vllm.worker.attach import attach, refuse_unsupported
-from saif_vllm.worker.step import BatchRequest, StepTables
+from saif_vllm.worker.batch import BatchRequest, BatchTables
 
 _V1_STATE = ("input_batch", "requests", "query_start_loc", "positions", "get_model")
 
 
 def arm() -> None:
-    """Patch the loading of a model in this process; again is harmless.
+    """Patch the loading of a model in this process; calling it again changes nothing.
 
     Raises:
         RuntimeError: the seam is not as expected.
@@ -44,16 +45,16 @@ def arm() -> None:
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     from vllm.distributed import get_pp_group
 
-    config = SteeringConfig.of(self.vllm_config)
+    config = SteeringConfig.from_vllm_config(self.vllm_config)
     if config is not None:
         refuse_unsupported(self.vllm_config, config)
     original(self, *args, **kwargs)
     if config is not None:
-        check_runner(self.model_runner)  # which attach() runs dummy batches on
+        check_runner(self.model_runner)  # Before attach(), which runs dummy batches on it.
         self.saif_steering = attach(self, config)
-        if self.saif_steering.layers:  # not those of other pipeline ranks alone
+        if self.saif_steering.layers:  # else all hooked layers are other pipeline ranks'
             answers = get_pp_group().is_last_rank
-            arm_runner(self.model_runner, self.saif_steering.step, answers)
+            arm_runner(self.model_runner, self.saif_steering.batch, answers)
 
 
 def check_runner(runner: Any) -> None:
@@ -71,36 +72,37 @@ def check_runner(runner: Any) -> None:
             raise RuntimeError(f"vLLM seam GPUModelRunner.{name}: expected, got nothing")
 
 
-def arm_runner(runner: Any, step: StepTables, answers: bool = True) -> None:
-    """Fill ``step`` before every forward of a model runner that is as :func:`check_runner` wants,
-    and count it afterwards.
+def arm_runner(runner: Any, tables: BatchTables, answers: bool = True) -> None:
+    """Fill ``tables`` before each forward of a model runner, and count the step afterwards.
 
     Args:
-        answers: its output reaches the engine core, as that of the last pipeline rank does.
+        runner: one that :func:`check_runner` has accepted.
+        tables: of the current batch.
+        answers: the runner's output reaches the engine core, as the last pipeline rank's does.
     """
     if hasattr(runner, "model_state"):
-        _arm_v2(runner, step)
+        _arm_v2(runner, tables)
     else:
-        _arm_v1(runner, step)
-    _arm_steps(runner, step)
+        _arm_v1(runner, tables)
+    _arm_steps(runner, tables)
     if answers:
         original = runner.sample_tokens
 
         def sample_tokens(*args: Any, **kwargs: Any) -> Any:
-            return _with_nonfinite(original(*args, **kwargs), step.proof.nonfinite())
+            return _with_nonfinite(original(*args, **kwargs), tables.proof.nonfinite_of_last_step())
 
         runner.sample_tokens = sample_tokens
 
 
-def _arm_v1(runner: Any, step: StepTables) -> None:
+def _arm_v1(runner: Any, tables: BatchTables) -> None:
     original = runner._prepare_inputs
 
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = original(scheduler_output, num_scheduled_tokens)
         states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
-        step.begin(
-            batch=[_batch_request(state) for state in states],
-            # On the device: the host's copies are upper bounds under asynchronous scheduling.
+        tables.begin_step(
+            requests=[_batch_request(state) for state in states],
+            # The device's: under asynchronous scheduling the host's copies are upper bounds.
             query_start_loc=runner.query_start_loc.gpu[: len(states) + 1],
             positions=runner.positions,
             n_tokens=scheduler_output.total_num_scheduled_tokens,
@@ -111,16 +113,17 @@ def _arm_v1(runner: Any, step: StepTables) -> None:
 
 
 def _batch_request(state: Any) -> BatchRequest:
-    """The one ``BatchRequest`` of a V1 request, left on its state, which lives as long."""
-    known: BatchRequest | None = getattr(state, "saif", None)
-    # A piece of streaming input moves the prompt's end.
+    """Return the one ``BatchRequest`` of a V1 request, which is kept on the request's state."""
+    known: BatchRequest | None = getattr(state, "saif_batch_request", None)
+    # A piece of streaming input moves the prompt's end, and so makes a new one.
     if known is None or known.prompt_len != state.num_prompt_tokens:
-        known = state.saif = BatchRequest(read(state.sampling_params), state.num_prompt_tokens)
+        steered = get_loaded_steered(state.sampling_params)
+        known = state.saif_batch_request = BatchRequest(steered, state.num_prompt_tokens)
     return known
 
 
-def _arm_v2(runner: Any, step: StepTables) -> None:
-    # NewRequestData.prompt_len is this, from vLLM 0.29 on.
+def _arm_v2(runner: Any, tables: BatchTables) -> None:
+    # From vLLM 0.29 on, this is NewRequestData.prompt_len.
     from vllm.utils import length_from_prompt_token_ids_or_embeds as length
 
     state = runner.model_state
@@ -131,7 +134,7 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
     def add_request(req_index: int, new_req_data: Any) -> None:
         original_add(req_index, new_req_data)
         requests[new_req_data.req_id] = BatchRequest(
-            read(new_req_data.sampling_params),
+            get_loaded_steered(new_req_data.sampling_params),
             length(new_req_data.prompt_token_ids, new_req_data.prompt_embeds),
         )
 
@@ -141,12 +144,12 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
 
     def prepare_inputs(input_batch: Any, req_states: Any) -> Any:
         result = original_prepare(input_batch, req_states)
-        # Only a dummy batch has ids that were never added. (With some of them in a real one, the
-        # step is not begun, and finish() stops the engine.)
+        # Only a dummy batch has ids that were never added. (If a real batch had one, its step would
+        # not be begun, and finish_step() would stop the engine.)
         batch = [found for name in input_batch.req_ids if (found := requests.get(name)) is not None]
         if len(batch) == len(input_batch.req_ids):
-            step.begin(
-                batch=batch,
+            tables.begin_step(
+                requests=batch,
                 query_start_loc=input_batch.query_start_loc[: input_batch.num_reqs + 1],
                 positions=input_batch.positions,
                 n_tokens=input_batch.num_tokens_after_padding,
@@ -157,23 +160,23 @@ def _arm_v2(runner: Any, step: StepTables) -> None:
     state.prepare_inputs = prepare_inputs
 
 
-def _arm_steps(runner: Any, step: StepTables) -> None:
-    """Count each step when its forward has run.
+def _arm_steps(runner: Any, tables: BatchTables) -> None:
+    """Count each step after its forward.
 
-    A dummy batch (profiling, graph capture, data parallel) steers nothing and counts nothing.
+    A dummy batch (profiling, graph capture, data parallel) is not steered and not counted.
     """
     original_execute, original_dummy = runner.execute_model, runner._dummy_run
-    in_dummy = False  # V2 runs a dummy batch by execute_model, too
+    in_dummy = False  # V2's _dummy_run calls execute_model too.
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         result = original_execute(scheduler_output, *args, **kwargs)
         if scheduler_output.total_num_scheduled_tokens and not in_dummy:
-            step.finish()
+            tables.finish_step()
         return result
 
     def dummy_run(*args: Any, **kwargs: Any) -> Any:
         nonlocal in_dummy
-        step.clear()
+        tables.clear_tokens()
         in_dummy = True
         try:
             return original_dummy(*args, **kwargs)
@@ -184,11 +187,11 @@ def _arm_steps(runner: Any, step: StepTables) -> None:
 
 
 def _with_nonfinite(output: Any, nonfinite: Callable[[], tuple[int, ...]]) -> Any:
-    """A step's output, which carries on the requests of which a token was not finite.
+    """Add the serials of requests with a token that was not finite to a step's output.
 
     Args:
-        output: vLLM's ``ModelRunnerOutput``, or one that is waited for by ``get_output``.
-        nonfinite: waits for the step, and says which requests.
+        output: vLLM's ``ModelRunnerOutput``, or one whose ``get_output`` waits for it.
+        nonfinite: waits for the step, and returns the serials.
     """
     if hasattr(output, "get_output"):
         get_output = output.get_output
@@ -197,6 +200,6 @@ def _with_nonfinite(output: Any, nonfinite: Callable[[], tuple[int, ...]]) -> An
     found = nonfinite()
     if not found:
         return output
-    output = copy.copy(output)  # which may be vLLM's one empty output
+    output = copy.copy(output)  # vLLM shares one empty output between steps
     output.saif_nonfinite = found
     return output

@@ -1,4 +1,4 @@
-"""What the host must hear of the counters on the device, step by step, without making it wait."""
+"""Signals to the host: what it must hear of the device's counters each step, without waiting."""
 
 from __future__ import annotations
 
@@ -14,59 +14,60 @@ from torch import Tensor
 
 from saif_kernels import Tally
 from saif_kernels.tally import NONFINITE, SHORTENED
-from saif_vllm.request import Steered, spelled
+from saif_vllm.request import Steered, format_sets
 
 logger = logging.getLogger("vllm.saif")
 
 
-class _Sent(NamedTuple):
+class _HostFlags(NamedTuple):
     """A copy of the counters on its way to the host."""
 
     number: int
     host: Tensor
-    arrived: torch.cuda.Event | None  # None: it is there
-    watched: Mapping[int, Steered]  # whom its rows are of
+    arrived: torch.cuda.Event | None  # None: it has arrived
+    watched: Mapping[int, Steered]  # the requests of its rows
 
 
 class Signals:
-    """Counters are sent after each step and read when they are there, or when a step's output is.
+    """Copies of the counters: one is sent after each step, and read once it has arrived.
 
-    The output of a step may be waited for in a thread of its own, so reading is guarded by a lock.
+    A step's output needs its copy, and may be waited for in a thread of its own. So a lock guards
+    reading.
 
     Args:
         tally: counters on the device.
-        warn_dose: relative dose above which a request is warned of; None: never.
+        warn_dose: dose above which the log warns of a request; None: never.
     """
 
     def __init__(self, tally: Tally, warn_dose: float | None) -> None:
         self._tally, self._warn_dose = tally, warn_dose
         self._watched: dict[int, Steered] = {}  # by row
-        self._snapshot: Mapping[int, Steered] | None = None  # of it, as long as it stays the same
+        self._snapshot: Mapping[int, Steered] | None = None  # of it; None: it has changed since
         self._number = 0
-        self._sent: deque[_Sent] = deque()
-        self._hosts = [self._new_host()]  # to send to
-        self._told: dict[tuple[str, int], int] = {}  # admission by what was told, and row
-        self._nonfinite: list[tuple[int, int]] = []  # admissions, with the number they came by
+        self._sent: deque[_HostFlags] = deque()
+        self._free_hosts = [self._new_host()]
+        self._warned: dict[tuple[str, int], int] = {}  # serial by kind of warning and row
+        self._nonfinite: list[tuple[int, int]] = []  # number of the copy, and serial
         self._lock = threading.Lock()
 
-    def watch(self, row: int, steered: Steered) -> None:
-        """The counters of ``row`` are those of this request from now on."""
+    def watch_row(self, row: int, steered: Steered) -> None:
+        """Take the counters of ``row`` for this request's from now on."""
         self._watched[row], self._snapshot = steered, None
 
-    def forget(self, row: int) -> None:
-        """Nobody has ``row`` any more; its counters are 0."""
+    def forget_row(self, row: int) -> None:
+        """Take ``row`` for nobody's from now on; its counters are 0."""
         self._watched.pop(row, None)
         self._snapshot = None
 
-    def send(self) -> int:
-        """Send the counters as they are; returns the number by which to read them."""
+    def send_counters(self) -> int:
+        """Send the counters as they are now; return the number of the copy."""
         counts = self._tally.counts
         columns = [self._tally.missed, counts[:, NONFINITE], counts[:, SHORTENED]]
         if self._warn_dose is not None:
             columns.append(self._tally.dose_max.amax(1).view(torch.int32))
         flags = torch.cat(columns)
         with self._lock:
-            host = self._hosts.pop() if self._hosts else self._new_host()
+            host = self._free_hosts.pop() if self._free_hosts else self._new_host()
         host.copy_(flags, non_blocking=True)
         arrived = None
         if flags.is_cuda:
@@ -75,7 +76,7 @@ class Signals:
         if self._snapshot is None:
             self._snapshot = dict(self._watched)
         self._number += 1
-        self._sent.append(_Sent(self._number, host, arrived, self._snapshot))
+        self._sent.append(_HostFlags(self._number, host, arrived, self._snapshot))
         return self._number
 
     def _new_host(self) -> Tensor:
@@ -83,11 +84,11 @@ class Signals:
         n_flags = 1 + n_columns * len(self._tally.table)
         return torch.empty(n_flags, dtype=torch.int32, pin_memory=self._tally.missed.is_cuda)
 
-    def read(self, until: int = 0) -> None:
-        """Read what was sent and has arrived; waits for what was sent up to the number ``until``.
+    def read_counters(self, until: int = 0) -> None:
+        """Read the copies that have arrived, and wait for those up to the number ``until``.
 
         Raises:
-            RuntimeError: a token was planned and not steered.
+            RuntimeError: a planned token was not steered.
         """
         while True:
             with self._lock:
@@ -96,25 +97,28 @@ class Signals:
                 number, host, arrived, watched = self._sent[0]
                 if arrived is None or arrived.query():
                     self._sent.popleft()
-                    self._hosts.append(host)
-                    self._understand(number, host, watched)
+                    self._free_hosts.append(host)
+                    self._evaluate(number, host, watched)
                     continue
             if number > until:
                 return
-            arrived.synchronize()  # not under the lock: the next step is sent meanwhile
+            arrived.synchronize()  # Not under the lock: the next step is sent meanwhile.
 
     def take_nonfinite(self, until: int) -> tuple[int, ...]:
-        """Requests, by admission, of which a token was found not to be finite since the last call,
-        by what was sent up to the number ``until``.
+        """Return the serials of requests with a token that was not finite, found since the last
+        call.
 
-        A request comes again with each further step that it runs in.
+        A request is found again in each further step that it runs in.
+
+        Args:
+            until: number of the last copy that counts.
         """
         with self._lock:
-            found = {admission for number, admission in self._nonfinite if number <= until}
+            found = {serial for number, serial in self._nonfinite if number <= until}
             self._nonfinite = [entry for entry in self._nonfinite if entry[0] > until]
         return tuple(sorted(found))
 
-    def _understand(self, number: int, host: Tensor, watched: Mapping[int, Steered]) -> None:
+    def _evaluate(self, number: int, host: Tensor, watched: Mapping[int, Steered]) -> None:
         missed, flags = int(host.numpy()[0]), host.numpy()[1:]
         if missed:
             raise RuntimeError(
@@ -125,10 +129,10 @@ class Signals:
             return
         nonfinite, shortened, *dose = flags.reshape(-1, len(self._tally.table))
         for row in nonfinite.nonzero()[0].tolist():
-            if (admission := watched[row].admission) >= 0:  # not of the canary
-                self._nonfinite.append((number, admission))
+            if (serial := watched[row].serial) >= 0:  # not the canary's
+                self._nonfinite.append((number, serial))
         for row in shortened.nonzero()[0].tolist():
-            self._tell(
+            self._warn_once(
                 "shortened",
                 row,
                 watched[row],
@@ -139,17 +143,19 @@ class Signals:
         if self._warn_dose is not None:
             highest = dose[0].view(np.float32)
             for row in (highest > self._warn_dose).nonzero()[0].tolist():
-                self._tell(
+                self._warn_once(
                     "dose",
                     row,
                     watched[row],
                     f"steering changes the residual stream by {highest[row]:.3g} times its norm",
                 )
 
-    def _tell(self, what: str, row: int, steered: Steered, sentence: str) -> None:
-        """Once for each request and stay in a row."""
-        if steered.admission < 0:  # the canary's
+    def _warn_once(self, kind: str, row: int, steered: Steered, sentence: str) -> None:
+        """Log a warning, once per kind, request and stay in a row."""
+        if steered.serial < 0:  # the canary's
             return
-        if self._told.get((what, row)) != steered.admission:
-            self._told[what, row] = steered.admission
-            logger.warning("request %s (%s): %s", steered.request_id, spelled(steered), sentence)
+        if self._warned.get((kind, row)) != steered.serial:
+            self._warned[kind, row] = steered.serial
+            logger.warning(
+                "request %s (%s): %s", steered.request_id, format_sets(steered), sentence
+            )

@@ -1,8 +1,8 @@
-"""What a loaded model looks like: its decoder layers, and where their outputs hold the stream.
+"""Structure of a loaded model: its decoder layers, and the form of their outputs.
 
-Layers are found by structure. How their outputs are read is found by experiment, since no name
-tells: most layers return two tensors whose sum is the residual stream, some return the stream
-beside an input of theirs, some one tensor.
+Layers are found by structure. Where an output holds the residual stream is found by experiment,
+because no name tells: most layers return two tensors whose sum is the stream, some return the
+stream and one of their inputs, some return one tensor.
 """
 
 from __future__ import annotations
@@ -11,28 +11,33 @@ import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-_N_TOKENS = 8  # of a probe's batch
+from saif_vllm.worker.override import override
+
+_N_TOKENS = 8  # in the batch of a probe
 
 
-class Stream(enum.Enum):
-    """Where a decoder layer's output holds the residual stream; steering writes to the first."""
+class ResidualForm(enum.Enum):
+    """Where a decoder layer's output holds the residual stream.
+
+    Steering writes to the first tensor in either case.
+    """
 
     SUM = "the sum of the two tensors that the layer returns"
     FIRST = "the first tensor that the layer returns"
 
 
 def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The decoder layers of a model: its one list of that many modules that is in no other list.
+    """Find the decoder layers of a model: the one list of ``num_layers`` modules.
 
-    Lists inside a layer, such as its experts, are not layers, however many they are.
+    A list nested inside another (a layer's experts) does not count, even if its length matches.
+    ``saif_fast.hf.decoder_layers`` does the same for a Hugging Face model, by other rules.
 
     Raises:
-        ValueError: none or several such lists.
+        ValueError: there is no such list, or several.
     """
     inner: Any = getattr(model, "get_language_model", None)
     language_model = model if inner is None else inner()
@@ -54,26 +59,26 @@ def decoder_layers(model: nn.Module, num_layers: int) -> nn.ModuleList:
     return lists[found[0]]
 
 
-def verify_streams(
+def verify_forms(
     runner: Any, vllm_config: Any, layers: nn.ModuleList, hooked: Sequence[int]
-) -> dict[int, Stream]:
+) -> dict[int, ResidualForm]:
     """Probe each hooked layer that this pipeline rank owns, in the loaded, uncompiled model.
 
-    Nothing is left behind: no hook, no compiled or captured graph. All ranks that talk to one
-    another in a forward (tensor, expert, data parallel) own the same layers, so they run the same
-    number of forwards; those of a dummy batch send nothing to the next pipeline rank.
+    No hook and no compiled or captured graph is left behind. All ranks that communicate during a
+    forward (tensor, expert, data parallel) own the same layers, so they run the same number of
+    forwards. Forwards of a dummy batch send nothing to the next pipeline rank.
 
-    The last layer of a rank hands its output to the next rank unread. It is taken to be as the
-    layer before it, which must be of the same class.
+    The last layer of a rank passes its output to the next rank, so nothing on this rank reads it.
+    It is assumed to have the form of the layer before it, which must be of the same class.
 
     Args:
         runner: a V1 or V2 model runner with its model loaded, before the KV cache exists.
         vllm_config: of the engine.
         layers: of :func:`decoder_layers`.
-        hooked: decoder layers to be steered; those of other ranks are passed over.
+        hooked: decoder layers to be steered; layers of other ranks are skipped.
 
     Raises:
-        ValueError: an output is not read in a way that steering knows.
+        ValueError: an output has a form that steering does not know.
     """
     from vllm.model_executor.models.utils import PPMissingLayer
 
@@ -90,28 +95,32 @@ def verify_streams(
         }
 
 
-def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_tokens: int) -> Stream:
-    """How the rest of a model reads the output (a, b) of a decoder layer, or a single tensor a.
+def probe(
+    layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_tokens: int
+) -> ResidualForm:
+    """Find out how the rest of a model reads a decoder layer's output (a, b), or a single tensor a.
 
     Semantics: a and b are replaced by random whole numbers, whose sums are exact in every dtype.
-    Moving some of a to b changes nothing downstream iff only a + b is read, changing b changes
-    nothing iff only a is read; changing a must change something. The layer's own output and what
-    is before it play no role, so an empty stream or a batch of padding is as good as any.
+    Moving some of a to b changes nothing downstream iff only a + b is read. Changing b changes
+    nothing iff only a is read. Changing a must change something. The layer's real output is
+    replaced, so a dummy batch is as good as real input.
 
     Args:
-        layer: its output is [tokens, d_model] or [1, tokens, d_model] each.
-        forward: runs the model once; all that the layer's output may influence, as one tensor.
+        layer: each tensor of its output is [tokens, d_model] or [1, tokens, d_model].
+        forward: runs the model once; returns, as one tensor, all that the layer's output may
+            influence.
         d_model: width of the residual stream.
-        n_tokens: of the batch that ``forward`` runs. A layer that returns fewer is one of a model
-            that cuts its stream up over the ranks.
+        n_tokens: in the batch that ``forward`` runs. If a layer returns fewer, its model splits the
+            stream over the ranks.
 
     Raises:
-        ValueError: neither holds, the output has another structure, or is too noisy to tell.
+        ValueError: neither holds, the output has another structure, or the model is too noisy to
+            tell.
     """
     name = type(layer).__name__
 
     def change(a: int, b: int) -> Tensor:
-        """The model's output where the layer's tensors are moved by ``a`` and ``b`` times delta."""
+        """Run the model with the layer's tensors moved by ``a`` and ``b`` times delta."""
         calls = []
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -126,12 +135,12 @@ def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_token
             )
         return output
 
-    # Always all five: the number of forwards must not depend on what a rank sees.
+    # Always five forwards: their number must not depend on what a rank finds.
     base, again, first, second, moved = (
         change(*by) for by in ((0, 0), (0, 0), (1, 0), (0, 1), (1, -1))
     )
     noise, reach = float((again - base).norm()), float((first - base).norm())
-    # Comparisons that NaN fails.
+    # Written so that NaN fails the comparison.
     if not (reach > 1e-3 * float(base.norm()) and reach > 100 * noise):
         raise ValueError(
             f"{name}: expected a first output that the rest of the model reads, got a change of "
@@ -139,9 +148,9 @@ def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_token
         )
     unread = 10 * noise + 1e-3 * reach
     if float((second - base).norm()) <= unread:
-        return Stream.FIRST
+        return ResidualForm.FIRST
     if float((moved - base).norm()) <= unread:
-        return Stream.SUM
+        return ResidualForm.SUM
     raise ValueError(
         f"{name}: expected a decoder layer whose residual stream is its first output or the sum of "
         "its two outputs, got neither; steering does not know this model's structure"
@@ -149,7 +158,7 @@ def probe(layer: nn.Module, forward: Callable[[], Tensor], d_model: int, n_token
 
 
 def _read_on_this_rank(layers: nn.ModuleList, owned: Sequence[int], layer: int) -> int:
-    """A layer whose output says how that of ``layer`` is read."""
+    """Return a layer that this rank can probe in place of ``layer``: mostly itself."""
     if layer != owned[-1] or layer == len(layers) - 1:
         return layer
     if layer - 1 not in owned or type(layers[layer - 1]) is not type(layers[layer]):
@@ -162,7 +171,7 @@ def _read_on_this_rank(layers: nn.ModuleList, owned: Sequence[int], layer: int) 
 
 
 def _replaced(name: str, output: Any, d_model: int, n_tokens: int, by: tuple[int, int]) -> Any:
-    """A layer's output with whole numbers for its tensors, each moved by so many times delta."""
+    """Replace a layer's tensors by whole numbers, each moved by its ``by`` times delta."""
     parts = output if isinstance(output, tuple) else (output,)
     tensors = [part for part in parts if part is not None]
     if (
@@ -170,14 +179,14 @@ def _replaced(name: str, output: Any, d_model: int, n_tokens: int, by: tuple[int
         or not 1 <= len(tensors) <= len(parts) <= 2
         or parts[0] is None
         or any(_shape(part) != (_shape(parts[0])[0], d_model) for part in tensors)
-        or _shape(parts[0])[0] < n_tokens  # padding may be behind them
+        or _shape(parts[0])[0] < n_tokens  # more are padding
     ):
         raise ValueError(
             f"{name}: expected a decoder layer that returns one or two tensors [tokens, {d_model}],"
             f" of all {n_tokens} tokens of a batch, got {_described(output)}; steering does not"
             " know this model's structure"
         )
-    # The same on all ranks.
+    # Seeded, because all ranks must use the same numbers.
     generator = torch.Generator().manual_seed(0)
 
     def whole(low: int, high: int) -> Tensor:
@@ -194,7 +203,7 @@ def _replaced(name: str, output: Any, d_model: int, n_tokens: int, by: tuple[int
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """[tokens, d_model], also of the Transformers backend's [1, tokens, d_model]."""
+    """Return [tokens, d_model], also for the Transformers backend's [1, tokens, d_model]."""
     return tuple(tensor.shape[1:] if tensor.ndim == 3 and tensor.shape[0] == 1 else tensor.shape)
 
 
@@ -208,11 +217,11 @@ def _described(output: Any) -> str:
 
 @contextmanager
 def _dummy_forward(runner: Any, vllm_config: Any, n_tokens: int) -> Iterator[Callable[[], Tensor]]:
-    """A function that runs a dummy batch, as vLLM's profiling run does, outside torch.compile."""
+    """Yield a function that runs a dummy batch, as vLLM's profiling run does, but uncompiled."""
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.attention import Attention
 
-    # V1 takes no skip_attn: before the KV cache exists it has no attention metadata anyway.
+    # V1 has no skip_attn, and before the KV cache exists it has no attention metadata anyway.
     options = {"skip_attn": True} if hasattr(runner, "model_state") else {}
     seen: list[Tensor] = []
 
@@ -228,13 +237,14 @@ def _dummy_forward(runner: Any, vllm_config: Any, n_tokens: int) -> Iterator[Cal
 
     with ExitStack() as stack:
         stack.enter_context(set_current_vllm_config(vllm_config))
-        # vLLM's own compilation, and that of everything else.
+        # Switches off torch.compile. vLLM's own wrapper around it is switched off below.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         model = runner.get_model()
         for module in model.modules():
             if hasattr(module, "do_not_compile"):
-                stack.enter_context(patch.object(module, "do_not_compile", True))
-            # Without metadata GPUs give zeros, the CPU what the memory held.
+                stack.enter_context(override(module, "do_not_compile", True))
+            # Without attention metadata, GPU backends return zeros but the CPU backend returns
+            # uninitialised memory; zero it.
             if isinstance(module, Attention):
                 stack.enter_context(_output_through(module, Tensor.zero_))
         stack.enter_context(_output_through(model, keep))
@@ -242,15 +252,17 @@ def _dummy_forward(runner: Any, vllm_config: Any, n_tokens: int) -> Iterator[Cal
 
 
 def _output_through(module: nn.Module, function: Callable[[Any], Any]) -> Any:
-    """Patch of one module's forward. A hook is passed by where ``forward`` is called itself."""
+    """Pass the module's output through ``function``.
+
+    This overrides ``forward`` itself, because vLLM calls some modules' ``forward`` directly, which
+    skips their hooks.
+    """
     original = module.forward
-    return patch.object(
-        module, "forward", lambda *args, **kwargs: function(original(*args, **kwargs))
-    )
+    return override(module, "forward", lambda *args, **kwargs: function(original(*args, **kwargs)))
 
 
 def _flat(output: Any) -> Tensor:
-    """All that a model passes on: hidden states, or a pipeline rank's tensors; a copy, 1-d fp32."""
+    """Copy all that a model or a pipeline rank of it returns to one fp32 vector."""
     if isinstance(output, Tensor):
         tensors = [output]
     elif isinstance(output, tuple):  # and auxiliary states for a drafter

@@ -13,7 +13,7 @@ from stand_in_core import Core, admission, save, taken_in
 from saif_kernels import Window
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.core.admission import Admission
-from saif_vllm.request import SetUse, Steered, read
+from saif_vllm.request import SetUse, Steered, get_loaded_steered
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_who_waits_may_be_aborted(core: Core, when: str) -> None:
     core.end(fourth)
     core.end(first)
     assert core.admission.waiting == 0
-    assert core.ask("a + b").pinned  # nothing of the aborted one was left behind
+    assert core.ask("a + b").has_sets  # nothing of the aborted one was left behind
 
 
 def test_who_waits_behind_one_that_is_aborted_goes_on(core: Core) -> None:
@@ -79,7 +79,7 @@ def test_all_pieces_of_a_streaming_input_have_the_sets_that_it_began_with(core: 
 
 
 def test_a_piece_that_asks_for_something_else_does_not_continue_its_session(core: Core) -> None:
-    first, continues = core.piece("a", resumable=True), Admission.continues
+    first, continues = core.piece("a", resumable=True), Admission.continues_session
     steered, unsteered = taken_in(first, resumable=True), taken_in(None, resumable=True)
     for piece in (steered, unsteered):
         assert continues(piece, None) and continues(piece, piece)
@@ -104,7 +104,7 @@ def test_pieces_wait_for_room_in_turn(core: Core) -> None:
     core.end(first)
     core.drain()
     assert core.running[-2:] == pieces and pieces[0] is pieces[1]
-    assert not core.admission._returning
+    assert not core.admission._requeued
 
 
 def test_requests_that_share_their_parameters_are_admitted_each(core: Core) -> None:
@@ -145,7 +145,7 @@ def test_the_core_puts_what_was_asked_for_in_place_of_the_users_keys(
             ),
             window=Window(start=2),
             request_id="0",
-            admission=0,
+            serial=0,
         ),
     }
     assert list(admitted.sets) == hashes
@@ -160,7 +160,7 @@ def test_outputs_of_one_request_may_share_their_parameters(admitting: Admission)
     one, other = admitting.admit(first), admitting.admit(second)
     assert one is not None and other is not None
     assert one.steered.sets == other.steered.sets
-    assert (one.steered.admission, other.steered.admission) == (0, 1)
+    assert (one.steered.serial, other.steered.serial) == (0, 1)
 
 
 def test_only_what_the_core_admitted_reaches_the_worker(admitting: Admission) -> None:
@@ -174,13 +174,13 @@ def test_only_what_the_core_admitted_reaches_the_worker(admitting: Admission) ->
         request.sampling_params.extra_args,
     ):
         with pytest.raises(RuntimeError, match="unchecked"):
-            read(SimpleNamespace(extra_args=extra_args))
-    request.saif = asked
+            get_loaded_steered(SimpleNamespace(extra_args=extra_args))
+    request.saif_admitted = asked
     admitting.add(request, lambda: None, lambda: None)
-    assert read(request.sampling_params) is asked.steered
+    assert get_loaded_steered(request.sampling_params) is asked.steered
     assert asked.steered.sets[0].slot >= 0
-    assert read(SimpleNamespace(extra_args={"other": 1})) is None
-    assert read(None) is None
+    assert get_loaded_steered(SimpleNamespace(extra_args={"other": 1})) is None
+    assert get_loaded_steered(None) is None
 
 
 def test_the_core_checks_what_went_past_the_front_end(admitting: Admission) -> None:

@@ -22,29 +22,29 @@ class Scheduler:
         self.requests: dict[str, Any] = {}
         self.evicted: set[int] = set()
         self.ended: list[str] = []
-        self.heard: set[int] = set()
+        self.ended_nonfinite: set[int] = set()
         self.scrubs = 0
         self.kv_cache_manager = SimpleNamespace(
             block_pool=SimpleNamespace(null_block=SimpleNamespace(block_id=0), blocks=range(100)),
             get_block_ids=lambda name: tuple(self.blocks[name]),
             evict_blocks=self.evicted.update,
         )
-        self.saif = SimpleNamespace(
-            scrub=self._scrub,
-            heard=self.heard.update,
-            is_unheard=lambda admission: admission not in self.heard,
+        self.saif_admission = SimpleNamespace(
+            scrub_kv=self._scrub_kv,
+            note_nonfinite_ends=self.ended_nonfinite.update,
+            ended_otherwise=lambda serial: serial not in self.ended_nonfinite,
         )
 
-    def _scrub(self) -> None:
+    def _scrub_kv(self) -> None:
         self.scrubs += 1
 
-    def add(self, name: str, admission: int | None, changes_kv: bool = True) -> None:
+    def add(self, name: str, serial: int | None, changes_kv: bool = True) -> None:
         """A request of 10 prompt tokens, which steers generated ones; None: it is not steered."""
         use = SetUse("a", "a" * 64, 1.0, changes_kv)
-        steered = Steered((use,), Window(), request_id=name, admission=admission or 0)
+        steered = Steered((use,), Window(), request_id=name, serial=serial or 0)
         self.requests[name] = SimpleNamespace(
             request_id=name,
-            saif=None if admission is None else SimpleNamespace(steered=steered),
+            saif_admitted=None if serial is None else SimpleNamespace(steered=steered),
             num_prompt_tokens=10,
             num_tokens=14,
         )
@@ -64,8 +64,8 @@ def step(**computed: int) -> Any:
 def test_it_ends_with_those_who_share_what_it_steered_and_no_others() -> None:
     # The prompt fills blocks 1 and 2; its last tokens, steered from the tenth on, are in a third.
     scheduler = Scheduler(bad=[1, 2, 3, 4], good=[1, 2, 5, 0], alike=[1, 2, 3, 6], plain=[1, 2, 7])
-    for admission, name in enumerate(("bad", "good", "alike")):
-        scheduler.add(name, admission)
+    for serial, name in enumerate(("bad", "good", "alike")):
+        scheduler.add(name, serial)
     scheduler.add("plain", None)
     ended = end_requests(scheduler, step(bad=0, good=0, alike=0), [0])
     assert [request.request_id for request in ended] == scheduler.ended == ["bad", "alike"]

@@ -12,7 +12,7 @@ from stand_in_core import admission
 
 from saif_vllm.core import patches
 from saif_vllm.core.admission import Admission
-from saif_vllm.parsing import parse
+from saif_vllm.parsing import parse_extra_args
 
 ADD, HALF = {"saif": "add_last"}, {"saif": "add_last*0.5"}
 
@@ -23,10 +23,10 @@ def core(set_dir: Path) -> Admission:
 
 
 def test_an_engine_without_steering_refuses_to_be_asked() -> None:
-    assert parse({"other": 1, "siaf": 1}, None) is None
+    assert parse_extra_args({"other": 1, "siaf": 1}, None) is None
     for asked in ({"saif": "french"}, {"saif_start": 1}, {"saif": {"sets": []}}):
         with pytest.raises(ValueError, match="this engine does not steer"):
-            parse(asked, None)
+            parse_extra_args(asked, None)
         with pytest.raises(ValueError, match="this engine does not steer"):
             patches._refuse_steering(core_request(asked))
     patches._refuse_steering(SimpleNamespace(sampling_params=None))
@@ -40,7 +40,7 @@ def test_the_core_ends_a_session_that_changes_its_mind(
     requests: dict[str, Any] = {}
     ended: list[list[str]] = []
     engine = SimpleNamespace(
-        saif=core,
+        saif_admission=core,
         scheduler=SimpleNamespace(requests=requests),
         request_block_hasher=None,
         abort_requests=core.abort,

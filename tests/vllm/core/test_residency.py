@@ -70,7 +70,7 @@ def test_a_set_that_goes_while_an_engine_starts_is_left_out(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SetDirectory, "names", lambda self: ["a", "gone", "b"])
-    core.catalog.check()
+    core.catalog.check_sets()
     core.residency.preload()
     assert core.residency.loaded == ["a", "b"]
 

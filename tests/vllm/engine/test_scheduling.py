@@ -202,14 +202,14 @@ def check_reports(served: Served, requests: Sequence[Mapping[str, Any]], complet
     Args:
         complete: nothing comes from the prefix cache, so that all positions are computed.
     """
-    reports = {report["admission"]: report for report in served.reports}
-    admission = n_checked = 0
+    reports = {report["serial"]: report for report in served.reports}
+    serial = n_checked = 0
     for request, got in zip(requests, served.stream["requests"], strict=True):
         if request["extra_args"] is None:
             continue
         for tokens, fresh in zip(got["tokens"], got["fresh"], strict=True):
-            report = reports.get(admission)
-            admission += 1
+            report = reports.get(serial)
+            serial += 1
             if report is None:
                 assert not got["finished"] and not tokens  # aborted before its first step
                 continue

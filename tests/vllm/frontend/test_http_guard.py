@@ -20,7 +20,7 @@ from saif_fast.request import REQUEST_KEYS
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.frontend import metrics
 from saif_vllm.frontend.http import ROUTES
-from saif_vllm.parsing import parse
+from saif_vllm.parsing import parse_extra_args
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/inference/v1/generate"
 UNREAD = ("/v1/models", "/their/own", "/v1/audio/translations")
@@ -102,7 +102,7 @@ def test_what_was_checked_is_what_is_served_however_late(change: str, tmp_path: 
 
         async def make_requests(self) -> None:
             for _ in range(2):  # of a batch
-                asked = parse({"saif": "a"}, offered)
+                asked = parse_extra_args({"saif": "a"}, offered)
                 assert asked is not None
                 served.append(float(asked.sets[0][0].compiled[2].vector[0]))
 
@@ -374,7 +374,7 @@ async def _hanging(method: str) -> Any:
 def test_metrics_are_served_whatever_the_engine_does(
     answer: Any, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(metrics, "_PATIENCE", 0.01)
+    monkeypatch.setattr(metrics, "_TIMEOUT", 0.01)
     client.state.engine_client.collective_rpc = answer
     client.post("/metrics", b"", method="GET")
     assert client.sent == STREAM

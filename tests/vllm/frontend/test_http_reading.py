@@ -46,7 +46,7 @@ def test_what_is_left_unread_changes_no_verdict(route: str, data: Any, offered: 
     text = json.dumps(fields, indent=data.draw(st.sampled_from([None, 1])))
     body = text.encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http, "_skim", lambda body: {})  # all of it is read
+        patch.setattr(http, "_split_fields", lambda body: {})  # all of it is read
         expected = verdict(route, body, offered)
     assert verdict(route, body, offered) == expected
 

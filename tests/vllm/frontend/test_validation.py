@@ -141,7 +141,7 @@ def test_what_passes_travels_as_plain_values(skip_clone: bool, set_dir: Path) ->
     others = {"other": [1], "an_array": (array := np.zeros(2))}
     params = vllm.SamplingParams(extra_args={**NOT_PLAIN, **others}, skip_clone=skip_clone)
     sent: list[Any] = []
-    front_end = SimpleNamespace(saif=catalog(set_dir, max_captures=1))
+    front_end = SimpleNamespace(saif_catalog=catalog(set_dir, max_captures=1))
 
     def original(self: Any, request_id: str, prompt: None, params: Any) -> Any:
         sent.append(params)
@@ -193,7 +193,7 @@ def test_pieces_travel_as_plain_values(offered: SetCatalog) -> None:
     session = vllm.SamplingParams(
         extra_args={"saif": np.str_("add_last"), "saif_decay": np.float64(0.5)}
     )
-    engine = SimpleNamespace(input_processor=SimpleNamespace(saif=offered))
+    engine = SimpleNamespace(input_processor=SimpleNamespace(saif_catalog=offered))
     asyncio.run(patches._add_streaming_input_request(pull, engine, "0", stream(), session))
     first, second, begun = found
     assert same(first.extra_args, {"other": 1, **plain_keys})

@@ -21,7 +21,7 @@ class Client:
     """One request to a guarded application that reads all messages, and streams its answer."""
 
     def __init__(self, offered: SetCatalog | None) -> None:
-        front_end = SimpleNamespace(saif=offered)
+        front_end = SimpleNamespace(saif_catalog=offered)
         engine = SimpleNamespace(input_processor=front_end)
         self.state = SimpleNamespace(engine_client=engine)
         self.seen: list[Any] = []

@@ -14,13 +14,13 @@ from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.core.admission import Admission, Admitted
 from saif_vllm.core.residency import Residency
-from saif_vllm.request import carried
+from saif_vllm.request import get_steered
 
 
 def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
     """What admission takes of a vLLM ``Request``."""
     params = SimpleNamespace(extra_args=None)
-    return SimpleNamespace(saif=admitted, sampling_params=params, resumable=resumable)
+    return SimpleNamespace(saif_admitted=admitted, sampling_params=params, resumable=resumable)
 
 
 def admission(offered: SetCatalog) -> Admission:
@@ -71,11 +71,11 @@ class Core:
     def add(self, admitted: Admitted) -> None:
         request = taken_in(admitted)
 
-        def proceed() -> None:
-            assert carried(request.sampling_params) is admitted.steered
+        def start() -> None:
+            assert get_steered(request.sampling_params) is admitted.steered
             self.running.append(admitted)
 
-        self.admission.add(request, proceed, lambda: self.resubmitted.append(admitted))
+        self.admission.add(request, start, lambda: self.resubmitted.append(admitted))
 
     def drain(self) -> None:
         """What the core does before its next step."""

@@ -142,7 +142,8 @@ def serve_events(llm: Any, events: Sequence[Mapping[str, Any]], change_sets: Any
                 own_ids.append(own)
         for key, (tokens, finished) in stream.step().items() if len(stream) else ():
             requests[key] |= {"tokens": tokens, "finished": finished}
-        most_waiting = max(most_waiting, getattr(getattr(core, "saif", None), "waiting", 0))
+        admission = getattr(core, "saif_admission", None)
+        most_waiting = max(most_waiting, getattr(admission, "waiting", 0))
         step += 1
         assert step < 50 * len(events), "the engine does not come to an end"
     for request, own in zip(requests, own_ids, strict=True):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from saif_vllm.worker.attach import attach, refuse_unsupported
-from saif_vllm.worker.structure import Stream
+from saif_vllm.worker.structure import ResidualForm
 
 
 def vllm_config(**on: Any) -> Any:
@@ -79,10 +79,10 @@ D_MODEL, N_TOKENS = 64, 32
 def worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A worker with a model of three layers, which a runner says to take 1000 bytes."""
 
-    def verify(runner: Any, vllm_config: Any, layers: Any, hooked: Any) -> dict[int, Stream]:
-        return dict.fromkeys(hooked, Stream.FIRST)
+    def verify(runner: Any, vllm_config: Any, layers: Any, hooked: Any) -> dict[int, ResidualForm]:
+        return dict.fromkeys(hooked, ResidualForm.FIRST)
 
-    monkeypatch.setattr("saif_vllm.worker.attach.verify_streams", verify)  # it runs a real model
+    monkeypatch.setattr("saif_vllm.worker.attach.verify_forms", verify)  # it runs a real model
     model = nn.Module()
     model.layers = nn.ModuleList(nn.Identity() for _ in range(3))
     runner = SimpleNamespace(

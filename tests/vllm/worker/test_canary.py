@@ -17,17 +17,17 @@ from saif_fast.tables import HookedModel, SteeringTables
 from saif_kernels import LatentEdits, RequestRows, Tally, Window
 from saif_vllm.request import SetUse, Steered
 from saif_vllm.worker import canary
+from saif_vllm.worker.batch import BatchRequest, BatchTables
 from saif_vllm.worker.capture import LastTokenCapture
-from saif_vllm.worker.layers import Steering
+from saif_vllm.worker.layers import WorkerSteering
 from saif_vllm.worker.proof import Proof
-from saif_vllm.worker.step import BatchRequest, StepTables
 
 sys.path.append(str(Path(__file__).parents[1] / "support" / "site"))
 from compiled_kernels import launches_told
 
 D_MODEL, LAYERS = 32, (1, 3)
 MAX_TOKENS, MAX_REQUESTS = 96, 4
-NUMBERS = itertools.count()
+SERIALS = itertools.count()
 
 
 def make_steering(
@@ -35,14 +35,14 @@ def make_steering(
     max_dose: float | None = None,
     captures: bool = False,
     layers: tuple[int, ...] = LAYERS,
-) -> Steering:
+) -> WorkerSteering:
     n = len(layers)
     fits = HookedModel(layers, D_MODEL, 5, torch.float32)
     tables = SteeringTables(fits, 4, 8, "cpu", owned=layers)
     proof = Proof(Tally.allocate(n, MAX_TOKENS, MAX_REQUESTS, "cpu"), layers, warn_dose)
     capture = LastTokenCapture(n, 4, D_MODEL, torch.float32, "cpu") if captures else None
     rows = RequestRows.allocate(MAX_REQUESTS, 2, "cpu")
-    return Steering(tables, StepTables(rows, proof, MAX_TOKENS, capture), max_dose)
+    return WorkerSteering(tables, BatchTables(rows, proof, MAX_TOKENS, capture), max_dose)
 
 
 class Runner:
@@ -51,7 +51,10 @@ class Runner:
     decode_query_len = uniform_decode_query_len = 1
 
     def __init__(
-        self, steering: Steering, max_num_tokens: int = MAX_TOKENS, max_num_reqs: int = MAX_REQUESTS
+        self,
+        steering: WorkerSteering,
+        max_num_tokens: int = MAX_TOKENS,
+        max_num_reqs: int = MAX_REQUESTS,
     ) -> None:
         self.steering = steering
         self.max_num_tokens, self.max_num_reqs = max_num_tokens, max_num_reqs
@@ -64,7 +67,7 @@ class Runner:
 
     def model(self, n_tokens: int, uniform_decode: bool) -> tuple[Tensor, None]:
         self.ran.append((n_tokens, uniform_decode))
-        self.steering.step.clear()  # as the seam does before a dummy batch
+        self.steering.batch.clear_tokens()  # as the seam does before a dummy batch
         hidden = torch.ones(n_tokens, D_MODEL)
         for layer in self.steering.layers.values():
             if not self.broken(n_tokens):
@@ -114,7 +117,7 @@ def test_padding_tells_nothing_of_a_layer(version: type[Any]) -> None:
     steering = make_steering()
     runner = version(steering)
     before = dict(vars(getattr(runner, "model_state", runner)))
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     # And the runner's own dummy batches are as before.
     assert vars(getattr(runner, "model_state", runner)) == before
     runner._dummy_run(
@@ -143,7 +146,7 @@ def test_both_regimes_are_run(
 ) -> None:
     steering = make_steering()
     runner = version(steering, **sizes)
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     assert sorted({n for n, uniform in runner.ran if uniform}) == decode
     assert sorted({n for n, uniform in runner.ran if not uniform}) == prefill
 
@@ -153,11 +156,11 @@ def test_a_batch_beyond_the_largest_graph_is_run(version: type[Any]) -> None:
     steering = make_steering()
     runner = version(steering)
     runner.vllm_config.compilation_config.cudagraph_capture_sizes = [1, 80, 8]
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     assert max(runner.ran) == (81, False)
     runner.ran.clear()
     runner.vllm_config.compilation_config.cudagraph_capture_sizes = [MAX_TOKENS]
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     assert max(runner.ran) == (MAX_TOKENS, False)
 
 
@@ -167,7 +170,7 @@ def test_a_regime_that_does_not_steer_stops_the_start(version: type[Any]) -> Non
     runner = version(steering)
     runner.broken = lambda n_tokens: n_tokens > 64
     with pytest.raises(RuntimeError, match="layer 1 steered no token of a prefill batch of size 6"):
-        canary.check(steering, runner)
+        canary.check_steering(steering, runner)
 
 
 @either
@@ -177,16 +180,16 @@ def test_nothing_is_left(
 ) -> None:
     steering = make_steering(**options)
     before = {name: table.clone() for name, table in steering.tensors().items()}
-    canary.check(steering, version(steering))
-    step = steering.step
-    assert step.proof.report() == []
-    totals = step.proof.totals()
+    canary.check_steering(steering, version(steering))
+    batch = steering.batch
+    assert batch.proof.report() == []
+    totals = batch.proof.totals()
     assert (totals.planned, totals.steered) == (0, 0)
     assert set(totals.dose.values()) == {0.0}
     assert not caplog.records
-    assert len(step._free) == MAX_REQUESTS
+    assert len(batch._free_rows) == MAX_REQUESTS
     # The first row of requests is written when one takes it, and so is the first set's slot.
-    rewritten = ("request_rows", "table", "saved", "layers.1.", "layers.3.")
+    rewritten = ("request_rows", "table", "ended_rows", "layers.1.", "layers.3.")
     for name, table in steering.tensors().items():
         if not name.startswith(rewritten):
             assert torch.equal(table, before[name]), name
@@ -202,13 +205,13 @@ def launched() -> Iterator[list[Any]]:
         yield keys
 
 
-def serve(steering: Steering, runner: Runner, positions: torch.dtype) -> None:
+def serve(steering: WorkerSteering, runner: Runner, positions: torch.dtype) -> None:
     """Steps of requests that come, go and come back."""
 
     def asking(*pairs: tuple[int, float], **window: Any) -> Steered:
         uses = tuple(SetUse("x", "x", strength, False, slot) for slot, strength in pairs)
-        capture = -1 if steering.step.capture is None else 1
-        return Steered(uses, Window(**window), capture, admission=next(NUMBERS))
+        capture = -1 if steering.batch.capture is None else 1
+        return Steered(uses, Window(**window), capture, serial=next(SERIALS))
 
     one = BatchRequest(asking((0, 1.0)), 5)
     decaying = BatchRequest(asking((1, -2.0), (2, 0.5), start=1, stop=9, omega=0.3), 3)
@@ -229,13 +232,13 @@ def serve(steering: Steering, runner: Runner, positions: torch.dtype) -> None:
         n_tokens = sum(lengths)
         at[:n_tokens] = torch.tensor([p for _, found in batch for p in found])
         starts[1 : len(batch) + 1] = torch.tensor(lengths).cumsum(0)
-        steering.step.begin(
+        steering.batch.begin_step(
             [request for request, _ in batch], starts[: len(batch) + 1], at, n_tokens
         )
         hidden = torch.ones(n_tokens + 3, D_MODEL)  # of padding
         for layer in steering.layers.values():
             layer.steer(hidden, None)
-        steering.step.finish()
+        steering.batch.finish_step()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter")
@@ -249,7 +252,7 @@ def test_nothing_is_compiled_after_the_start(
 ) -> None:
     steering = make_steering(**options, layers=LAYERS[:1])  # the interpreter is slow
     runner = V1(steering)
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     compiled = set(launched)
     launched.clear()
     serve(steering, runner, positions)
@@ -273,7 +276,7 @@ def test_what_the_start_compiles_is_no_late_kernel(monkeypatch: pytest.MonkeyPat
         return False
 
     runner.broken = compiles
-    canary.check(steering, runner)
+    canary.check_steering(steering, runner)
     assert not told
     compiles(1)
     assert told == ["compiled"]
@@ -282,14 +285,14 @@ def test_what_the_start_compiles_is_no_late_kernel(monkeypatch: pytest.MonkeyPat
 def test_edits_of_a_set_are_no_trace() -> None:
     """A set that is loaded after the canary steers as if there had been none."""
     fresh, started = make_steering(), make_steering()
-    canary.check(started, V1(started))
+    canary.check_steering(started, V1(started))
     edits = LatentEdits.empty(D_MODEL)._replace(vector=torch.ones(D_MODEL))
     for steering in (fresh, started):
         for layer in LAYERS:
             steering.tables.banks[layer].write(0, 0, edits)
         serve(steering, V1(steering), torch.int64)
     reports = [
-        [(found.planned, found.steered, found.dose) for found in steering.step.proof.report()]
+        [(found.planned, found.steered, found.dose) for found in steering.batch.proof.report()]
         for steering in (fresh, started)
     ]
     assert reports[0] == reports[1] != []

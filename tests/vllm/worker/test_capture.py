@@ -15,7 +15,7 @@ def step(capture: LastTokenCapture, *spans: range) -> torch.Tensor:
     """
     starts = [0, *torch.tensor([len(span) for span in spans]).cumsum(0).tolist()]
     positions = torch.tensor([position for span in spans for position in span])
-    capture.begin(torch.tensor(starts, dtype=torch.int32), positions)
+    capture.begin_step(torch.tensor(starts, dtype=torch.int32), positions)
     stream = torch.tensor([100.0 * i + p for i, span in enumerate(spans) for p in span])
     stream = stream[:, None].expand(-1, D_MODEL)
     capture.keep(0, stream / 4, stream * 3 / 4)
@@ -25,7 +25,7 @@ def step(capture: LastTokenCapture, *spans: range) -> torch.Tensor:
 def test_the_last_prompt_token_is_kept_when_it_comes() -> None:
     capture = LastTokenCapture(1, 3, D_MODEL, torch.float32, "cpu")
     assert step(capture, range(8)).tolist() == [0, 0, 0]
-    capture.assign([Wanted(request=0, row=2, last_position=4), Wanted(1, 0, 9)])
+    capture.assign([Wanted(request=0, place=2, last_position=4), Wanted(1, 0, 9)])
     assert step(capture, range(3), range(10), range(5)).tolist() == [109, 0, 0]  # one is a chunk
     assert step(capture, range(3, 5), range(10, 11), range(5, 6)).tolist() == [109, 0, 4]
     capture.assign([])

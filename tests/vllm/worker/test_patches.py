@@ -57,15 +57,15 @@ class Step:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.nonfinite: tuple[int, ...] = ()
-        self.proof = SimpleNamespace(nonfinite=lambda: lambda: self.nonfinite)
+        self.proof = SimpleNamespace(nonfinite_of_last_step=lambda: lambda: self.nonfinite)
 
-    def begin(self, **arguments: Any) -> None:
+    def begin_step(self, **arguments: Any) -> None:
         self.calls.append(arguments)
 
-    def clear(self) -> None:
+    def clear_tokens(self) -> None:
         self.calls.append("clear")
 
-    def finish(self) -> None:
+    def finish_step(self) -> None:
         self.calls.append("finish")
 
 
@@ -142,7 +142,7 @@ def test_v1_has_one_object_a_request_and_a_new_one_when_its_prompt_grows() -> No
     runner._prepare_inputs(plan, None)
     states["x"].num_prompt_tokens = 5  # one more piece of streaming input
     runner._prepare_inputs(plan, None)
-    first, second, third = (call["batch"] for call in step.calls)
+    first, second, third = (call["requests"] for call in step.calls)
     assert [request.steered.request_id for request in first] == ["y", "x"]
     assert first == second
     assert third[0] is first[0] and third[1] is not first[1]
@@ -181,7 +181,7 @@ def test_v2_knows_its_requests_and_skips_dummy_batches() -> None:
     state.remove_request("y")
     state.add_request(1, new_request("y", None))
     state.prepare_inputs(batch, None)
-    first, second = (call["batch"] for call in step.calls)
+    first, second = (call["requests"] for call in step.calls)
     assert [request.steered.request_id for request in first] == ["y", "x"]
     assert first[0].prompt_len == 3
     assert second[1] is first[1] and second[0].steered is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saif_vllm.worker.scrub import can_scrub, scrub
+from saif_vllm.worker.scrub import can_scrub, scrub_kv
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -15,7 +15,7 @@ def test_what_is_not_finite_becomes_zero_and_nothing_else_changes(dtype: torch.d
     expected = cache.clone()
     cache[0, 1, 2, 3], cache[2, 0, 4, 0], cache[1, 1, 0, 1] = torch.nan, torch.inf, -torch.inf
     expected[0, 1, 2, 3] = expected[2, 0, 4, 0] = expected[1, 1, 0, 1] = 0
-    scrub(nested, "auto")
+    scrub_kv(nested, "auto")
     assert torch.equal(cache, expected)
 
 
@@ -31,11 +31,11 @@ def test_so_it_does_in_eight_bits(name: str, dtype: torch.dtype) -> None:
     bits = torch.arange(256, dtype=torch.uint8).repeat(1100, 1)  # every number; blocks in pieces
     values = bits[0].view(dtype).float()
     expected = torch.where(values.isfinite(), values, 0.0)
-    scrub([bits], name)
+    scrub_kv([bits], name)
     assert torch.equal(bits[0].view(dtype).float(), expected)
     assert torch.equal(bits, bits[:1].expand_as(bits))
     as_floats = torch.arange(256, dtype=torch.uint8)[None].view(dtype)
-    scrub([as_floats], name)
+    scrub_kv([as_floats], name)
     assert torch.equal(as_floats[0].float(), expected)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saif_vllm.worker.op import steering_hook
-from saif_vllm.worker.structure import Stream, decoder_layers, probe, verify_streams
+from saif_vllm.worker.structure import ResidualForm, decoder_layers, probe, verify_forms
 
 D_MODEL, N_TOKENS = 16, 8
 Returns = Callable[[Tensor, Tensor], Any]  # of a layer's change and the stream before it
@@ -44,23 +44,27 @@ class Model(nn.Module):
         return self.norm(x)
 
 
-def probed(model: Model, layer: int, x: Tensor | None = None) -> Stream:
+def probed(model: Model, layer: int, x: Tensor | None = None) -> ResidualForm:
     x = torch.randn(N_TOKENS, D_MODEL) if x is None else x
     with torch.no_grad():
         return probe(model.layers[layer], lambda: model(x).float().flatten(), D_MODEL, N_TOKENS)
 
 
-KNOWN: dict[str, tuple[Returns, Callable[[Any], Tensor], Stream]] = {
-    "sum": (lambda change, x: (change, x), lambda out: out[0] + out[1], Stream.SUM),
-    "first": (lambda change, x: (x + change, x), lambda out: out[0], Stream.FIRST),
-    "first_of_one": (lambda change, x: (x + change,), lambda out: out[0], Stream.FIRST),
-    "first_and_none": (lambda change, x: (x + change, None), lambda out: out[0], Stream.FIRST),
-    "tensor": (lambda change, x: x + change, lambda out: out, Stream.FIRST),
-    "batch_of_one": (lambda change, x: (x + change)[None], lambda out: out[0], Stream.FIRST),
+KNOWN: dict[str, tuple[Returns, Callable[[Any], Tensor], ResidualForm]] = {
+    "sum": (lambda change, x: (change, x), lambda out: out[0] + out[1], ResidualForm.SUM),
+    "first": (lambda change, x: (x + change, x), lambda out: out[0], ResidualForm.FIRST),
+    "first_of_one": (lambda change, x: (x + change,), lambda out: out[0], ResidualForm.FIRST),
+    "first_and_none": (
+        lambda change, x: (x + change, None),
+        lambda out: out[0],
+        ResidualForm.FIRST,
+    ),
+    "tensor": (lambda change, x: x + change, lambda out: out, ResidualForm.FIRST),
+    "batch_of_one": (lambda change, x: (x + change)[None], lambda out: out[0], ResidualForm.FIRST),
     "sum_of_batches": (
         lambda change, x: (change[None], x[None]),
         lambda out: (out[0] + out[1])[0],
-        Stream.SUM,
+        ResidualForm.SUM,
     ),
 }
 
@@ -165,7 +169,9 @@ class Rank(nn.Module):
         return self.norm(change + x)
 
 
-def verified(rank: Rank, hooked: list[int], monkeypatch: pytest.MonkeyPatch) -> dict[int, Stream]:
+def verified(
+    rank: Rank, hooked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> dict[int, ResidualForm]:
     monkeypatch.setattr("vllm.config.set_current_vllm_config", lambda _: nullcontext())
 
     @torch.inference_mode()
@@ -175,7 +181,7 @@ def verified(rank: Rank, hooked: list[int], monkeypatch: pytest.MonkeyPatch) -> 
     runner = SimpleNamespace(_dummy_run=dummy_run, get_model=lambda: rank, max_num_tokens=512)
     model_config = SimpleNamespace(get_hidden_size=lambda: D_MODEL)
     config = SimpleNamespace(model_config=model_config)
-    return verify_streams(runner, config, rank.layers, hooked)
+    return verify_forms(runner, config, rank.layers, hooked)
 
 
 def test_each_pipeline_rank_verifies_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +190,7 @@ def test_each_pipeline_rank_verifies_its_own_layers(monkeypatch: pytest.MonkeyPa
     for owned, expected in ((range(3), [1, 2]), (range(3, 6), [3, 5])):
         rank = Rank(whole, owned)
         found = verified(rank, [1, 2, 3, 5], monkeypatch)
-        assert found == dict.fromkeys(expected, Stream.SUM)
+        assert found == dict.fromkeys(expected, ResidualForm.SUM)
         assert not rank.do_not_compile and "forward" not in vars(rank)
 
 
@@ -194,7 +200,7 @@ def test_a_ranks_last_layer_needs_one_like_it_before(monkeypatch: pytest.MonkeyP
     # Its output goes to the next rank unread.
     with pytest.raises(ValueError, match="layer 1: expected another Layer before it"):
         verified(Rank(whole, range(1, 2)), [1], monkeypatch)
-    assert verified(Rank(whole, range(2, 3)), [2], monkeypatch) == {2: Stream.SUM}
+    assert verified(Rank(whole, range(2, 3)), [2], monkeypatch) == {2: ResidualForm.SUM}
 
     class Other(Layer):
         pass

@@ -16,13 +16,13 @@ _read, _loaded, _latents = array("d"), array("d"), array("i")
 @after_import("vllm.v1.engine.core")
 def add_utilities(module: Any) -> None:
     def saif_state(self: Any) -> dict[str, int]:
-        admission = self.saif
+        admission = self.saif_admission
         residency = admission._residency
         loaded = residency._loaded.values()
         return {
             "requests": len(self.scheduler.requests),
             "uses of sets": sum(len(known.users) for known in loaded),
-            "waiting for room": len(admission._line) + len(admission._returning),
+            "waiting for room": len(admission._queue) + len(admission._requeued),
             "streaming inputs": len(admission._sessions),
             "sets loaded": len(loaded),
             "sets placed": len(residency._slots.placed),
@@ -58,7 +58,7 @@ def time_loading(module: Any) -> None:
 
 @after_import("saif_vllm.catalog")
 def time_reading(module: Any) -> None:
-    original = module.SetCatalog.received
+    original = module.SetCatalog.read_received
 
     def received(self: Any, found: Any) -> Any:
         known = found.content_hash in self._by_content
@@ -68,4 +68,4 @@ def time_reading(module: Any) -> None:
             _read.append(1e3 * (time.perf_counter() - began))
         return offered
 
-    module.SetCatalog.received = received
+    module.SetCatalog.read_received = received

@@ -47,14 +47,14 @@ def begin(module: Any) -> None:
 
 @after_import("saif_vllm.worker.canary")
 def end(module: Any) -> None:
-    check = module.check
+    check = module.check_steering
 
     def check_and_serve(*args: Any) -> None:
         global _starts
         check(*args)
         _starts = False
 
-    module.check = check_and_serve
+    module.check_steering = check_and_serve
 
 
 @atexit.register

@@ -21,7 +21,7 @@ def import_fails_in_the_engine() -> None:
 def hook_does_nothing() -> None:
     @after_import("saif_vllm.worker.op")
     def patch(module: Any) -> None:
-        module.steering_hook = lambda name, stream: lambda *_: None
+        module.steering_hook = lambda name, form: lambda *_: None
 
 
 def kernel_does_nothing() -> None:
@@ -36,15 +36,15 @@ def kernel_does_nothing() -> None:
 def last_layer_does_nothing() -> None:
     @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
-        original = module.LayerSteering.steer
+        original = module.HookedLayer.steer
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
-            if self.index < len(self.step.proof.tally.dose) - 1:
+            if self.index < len(self.batch.proof.tally.dose) - 1:
                 original(self, hidden, residual)
             else:
                 self.dose[: len(hidden)] = 0  # and says that it did
 
-        module.LayerSteering.steer = steer
+        module.HookedLayer.steer = steer
 
 
 def hook_goes_quiet() -> None:
@@ -52,15 +52,15 @@ def hook_goes_quiet() -> None:
 
     @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
-        original, steered = module.LayerSteering.steer, []
+        original, steered = module.HookedLayer.steer, []
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
             # Not the canary's runs.
-            steered.append(not self.step._rehearses and self.step._filled > 0)
+            steered.append(not self.batch._rehearses and self.batch._n_filled > 0)
             if sum(steered) <= last:
                 original(self, hidden, residual)
 
-        module.LayerSteering.steer = steer
+        module.HookedLayer.steer = steer
 
 
 def model_loads_past_the_seam() -> None:
