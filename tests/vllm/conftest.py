@@ -58,13 +58,13 @@ def requests() -> dict[str, dict[str, Any]]:
 def reference(
     hf_model: Any, sets: Mapping[str, LatentSet], requests: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Tokens and gaps of every request, each generated alone by Hugging Face."""
+    """Generate every request alone by Hugging Face: tokens and gaps."""
     return {name: hf_reference.generate(hf_model, sets, asked) for name, asked in requests.items()}
 
 
 @pytest.fixture(scope="session")
 def plain(requests: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The requests' prompts, unsteered, by an engine without the plugin."""
+    """Serve the requests' prompts unsteered, by an engine without the plugin."""
     batch = [{**asked, "extra_args": None} for asked in requests.values()]
     served = run(Job(model_path(), [batch])).check()
     return dict(zip(requests, served.batches[0], strict=True))
@@ -72,7 +72,7 @@ def plain(requests: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def serve(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> Callable[[str], Served]:
-    """All requests in one mixed batch, then some alone, by an engine of the given mode."""
+    """Serve all requests in one mixed batch, then some alone, by an engine of the given mode."""
 
     @cache
     def serve_mode(mode: str) -> Served:
@@ -93,7 +93,7 @@ def alone(mode: str, requests: Mapping[str, Any]) -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How often two engines disagreed where they may: at a near tie."""
+    """Print how often two engines disagreed at a near tie, where they may."""
     checked = hf_reference.Comparison.checked
     if not checked:
         return

@@ -8,7 +8,7 @@ import saif_vllm
 
 
 class Async:
-    """What is looked at of an ``AsyncLLM``."""
+    """The part of an ``AsyncLLM`` that is looked at."""
 
     async def collective_rpc(self, method: str) -> None: ...
 

@@ -23,13 +23,13 @@ def core(tmp_path: Path) -> Core:
 
 
 class FrontEnd:
-    """What a front end makes of requests, with the plugin's seam; another process than the core."""
+    """A front end with the plugin's patch, in another process than the core."""
 
     def __init__(self, folder: Path, **capacity: int) -> None:
         self.saif_catalog: SetCatalog = catalog(folder, **capacity)
 
     def request(self, text: str, request_id: str = "7-abc", **fields: Any) -> Any:
-        """As the core gets it."""
+        """Make a request as the core gets it."""
         vllm = pytest.importorskip("vllm")
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 

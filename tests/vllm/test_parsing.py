@@ -1,4 +1,4 @@
-"""What a user may ask for, and what of it would not do what was asked."""
+"""Requests that parse, and those that are refused because they would not do what they ask."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_request_is_steered_where_all_ranks_steered_it() -> None:
 
 
 class Async:
-    """What is looked at of an ``AsyncLLM``."""
+    """The part of an ``AsyncLLM`` that is looked at."""
 
     async def collective_rpc(self, method: str) -> list[Any]:
         assert method == "saif_report"

@@ -13,7 +13,7 @@ from saif_vllm.request import SetUse, Steered
 
 
 class Scheduler:
-    """What of vLLM's scheduler ``end_requests`` uses; blocks are of four tokens."""
+    """The part of vLLM's scheduler that ``end_requests`` uses, with blocks of four tokens."""
 
     block_size = 4
 
@@ -39,7 +39,7 @@ class Scheduler:
         self.scrubs += 1
 
     def add(self, name: str, serial: int | None, changes_kv: bool = True) -> None:
-        """A request of 10 prompt tokens, which steers generated ones; None: it is not steered."""
+        """Add a request of 10 prompt tokens that steers generated ones; None: an unsteered one."""
         use = SetUse("a", "a" * 64, 1.0, changes_kv)
         steered = Steered((use,), Window(), request_id=name, serial=serial or 0)
         self.requests[name] = SimpleNamespace(
@@ -56,7 +56,7 @@ class Scheduler:
 
 
 def step(**computed: int) -> Any:
-    """A step of these requests, of which so many tokens were computed before."""
+    """Make a step of these requests, each with its number of tokens computed before."""
     cached = SimpleNamespace(req_ids=list(computed), num_computed_tokens=list(computed.values()))
     return SimpleNamespace(scheduled_new_reqs=[], scheduled_cached_reqs=cached)
 

@@ -18,7 +18,7 @@ BLOCK = 4
 
 
 def plain_hasher(request: Any) -> list[bytes]:
-    """As vLLM's: chained on the last of ``block_hashes``, over the full blocks that are new."""
+    """Hash as vLLM does: chained on the last of ``block_hashes``, over the new full blocks."""
     hashes: list[bytes] = []
     last = request.block_hashes[-1] if request.block_hashes else b"root"
     for start in range(len(request.block_hashes) * BLOCK, len(request.tokens) - BLOCK + 1, BLOCK):
@@ -39,7 +39,7 @@ def blocks(
     hasher: Any = None,
     grow: Sequence[int] = (),
 ) -> list[bytes]:
-    """Hashes of a request's blocks; ``grow``: token counts at which the hasher is called before."""
+    """Hash a request's blocks; ``grow``: token counts at which the hasher is called before."""
     params = SimpleNamespace(extra_args=None if asked is None else {"saif": asked})
     request = SimpleNamespace(
         sampling_params=params, num_prompt_tokens=prompt_len, block_hashes=[], tokens=[]
@@ -55,7 +55,7 @@ PLAIN = blocks(None)
 
 
 def shared(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    """Blocks that one request finds of another's."""
+    """Count the blocks that one request finds of another's."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return len(list(pairs))
 

@@ -28,7 +28,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Job, dict[str, Any]]]:
-    """A saved model with its sets, the job that serves its requests, and what Hugging Face says."""
+    """Save a model with its sets; return the job that serves it, and Hugging Face's answers."""
 
     @cache
     def make(model_type: str) -> tuple[Job, dict[str, Any]]:
@@ -58,7 +58,7 @@ def compare(reference: dict[str, Any], batch: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="session")
 def served(case: Callable[[str], Any]) -> Callable[[tuple[str, ...]], dict[str, Any]]:
-    """Architectures one after the other in one process: importing vLLM takes most of the time."""
+    """Serve architectures in turn in one process, since importing vLLM takes most of the time."""
 
     @cache
     def serve(model_types: tuple[str, ...]) -> dict[str, Any]:

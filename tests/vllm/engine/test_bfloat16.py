@@ -26,7 +26,7 @@ TOLERANCE = 0.05
 
 @pytest.fixture(scope="module")
 def served(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> list[Served]:
-    """Without and with a cap on the dose. That an engine starts says that its canary passed."""
+    """Serve without and with a cap on the dose. An engine that starts has passed its canary."""
     jobs = [
         Job(
             model_path(),

@@ -67,7 +67,7 @@ def merged(hf_model: Any, adapter_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def asked(merged: Any, adapter_dir: Path) -> Requests:
-    """All over one prompt: what differs, differs for what was asked."""
+    """Make requests over one prompt, so that outputs differ only for what was asked."""
     prompt = embedded_sets.prompts(1)[0]
     asked: Requests = {}
     for name, (extra_args, more) in ASKED.items():
@@ -81,7 +81,7 @@ def asked(merged: Any, adapter_dir: Path) -> Requests:
 def expected(
     asked: Requests, hf_model: Any, merged: Any, sets: Mapping[str, LatentSet]
 ) -> Requests:
-    """Of Hugging Face, each alone: with merged weights for LoRA, with a regex's tokens alone."""
+    """Generate by Hugging Face, each alone: merged weights for LoRA, a regex's tokens alone."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     letters = set("abcdefghijklmnopqrstuvwxyz ")
     spelled = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
@@ -143,7 +143,7 @@ def test_reports_of_features(served: Served, asked: Requests, got: Requests) -> 
 
 @pytest.fixture(scope="module")
 def unlike(hf_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A model of other weights, and its directory."""
+    """Make a model of other weights; return its directory too."""
     folder = tmp_path_factory.mktemp("unlike")
     shutil.copytree(model_path(), folder, dirs_exist_ok=True)
     model = adapter.save(hf_model, tmp_path_factory.mktemp("unused"))

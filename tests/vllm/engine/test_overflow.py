@@ -40,7 +40,7 @@ N_ROUNDS, N_ATTACKERS = 4, 14
 
 
 def edits(dtype: torch.dtype) -> list[Edit]:
-    """Of every kind, at its bounds; constants as long as the dtype holds them."""
+    """Make edits of every kind at its bounds; constants as long as the dtype holds them."""
     values = dict.fromkeys(("clamp", "at_least", "scale", "project"), MAX_VALUE)
     values["add"] = min(MAX_VALUE, largest_norm(dtype) / 4)
     return [
@@ -53,7 +53,7 @@ def edits(dtype: torch.dtype) -> list[Edit]:
 
 
 def attack_sets(dtype: torch.dtype) -> dict[str, LatentSet]:
-    """Every edit at its bounds, of one latent and of eight; vectors as long as a stream may be."""
+    """Make sets of every edit at its bounds, and vectors as long as a stream may be."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
         sae = SparseAutoencoder.from_saelens(sae_path(where))
@@ -110,14 +110,14 @@ class Attackers:
 
 
 def victims(requests: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Unsteered requests of many lengths, and steered ones as anybody would send them."""
+    """Make unsteered requests of many lengths, and steered ones as anybody would send them."""
     names = ("unsteered", "unsteered_short", "unsteered_long", "add_last", "clamp_middle", "all")
     chosen = [requests[name] for name in names]
     return chosen + [{**requests["unsteered"], "max_tokens": n} for n in (1, 5, 11, 18)]
 
 
 def check(served: Served, n_victims: int) -> Comparison:
-    """Victims beside and after attackers against their first run, without any."""
+    """Compare victims beside and after attackers with their first run, without any."""
     comparison = Comparison()
     alone, *later = served.batches
     assert later
@@ -174,7 +174,7 @@ BROKEN_TOKEN = next(token for token in range(1000, 2000) if token not in TEXT)
 
 
 def break_model(folder: Path, value: float) -> Path:
-    """The embedded model with a token whose residual stream is of this value."""
+    """Save the embedded model with a token whose residual stream has this value."""
     for file in model_path().iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (weights,) = folder.glob("*.safetensors")

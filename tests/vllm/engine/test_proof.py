@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 
 def tokens_inside(asked: Mapping[str, Any]) -> int:
-    """Positions of a request inside its window, by the definition; the last token is not fed."""
+    """Count a request's positions inside its window, by the definition; the last is not fed."""
     window = parse_request(asked["extra_args"], available=SetsThatExist()).window  # type: ignore[union-attr]
     prompt_len = len(asked["prompt"])
     generated = range(1 - prompt_len, asked["max_tokens"])
@@ -71,7 +71,7 @@ def stopped(
     last_call: int = 9,
     **job: Any,
 ) -> str:
-    """The log of an engine that starts, and stops before it has served anything."""
+    """Return the log of an engine that starts, and stops before it has served anything."""
     env = {"SAIF_TEST_SABOTAGE": sabotage, "SAIF_TEST_LAST_CALL": str(last_call)}
     served = run(Job(model_path(), [batch], set_dir=set_dir, site=["sabotage"], env=env, **job))
     assert served.returncode != 0

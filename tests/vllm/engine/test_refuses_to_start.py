@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 
 
 def flags(set_dir: Path | str) -> dict[str, Any]:
-    """What `vllm serve` gets on its command line: nothing of ours runs before vLLM does."""
+    """Make what `vllm serve` gets on its command line: nothing of ours runs before vLLM does."""
     asked = config(set_dir=str(set_dir), version=version("saif-fast"))
     return {
         "additional_config": {"saif": asdict(asked)},

@@ -94,7 +94,7 @@ WAITING = ("add_last", "unsteered", "clamp_middle", "vector_last", "add_last", "
 
 @pytest.fixture(scope="module")
 def in_turn(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> Served:
-    """Requests for more sets than there is room for, one of which gives up waiting."""
+    """Serve requests for more sets than there is room for; one of them gives up waiting."""
     batch = [{**requests[name], "gives_up": name == "clamp_middle"} for name in WAITING]
     job = Job(
         model_path(),

@@ -32,7 +32,7 @@ ASKED: dict[str, dict[str, Any] | None] = {
 
 
 def long_requests(max_tokens: int) -> dict[str, dict[str, Any]]:
-    """Prompts of about 150 tokens, no two of one length: every chunk ends elsewhere."""
+    """Make prompts of about 150 tokens, all of other lengths, so every chunk ends elsewhere."""
     text = [token for prompt in embedded_sets.prompts(16) for token in prompt]
     return {
         name: {
@@ -142,7 +142,7 @@ def text() -> list[int]:
 
 @pytest.fixture(scope="module")
 def alone(hf_model: Any, sets: Mapping[str, LatentSet]) -> Any:
-    """What Hugging Face generates for a request of ``random_events``; remembered."""
+    """Generate a request of ``random_events`` by Hugging Face, once."""
     known: dict[str, dict[str, Any]] = {}
 
     def generate(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def alone(hf_model: Any, sets: Mapping[str, LatentSet]) -> Any:
 def compare(
     stream: Mapping[str, Any], requests: Sequence[Mapping[str, Any]], alone: Any
 ) -> hf_reference.Comparison:
-    """Every output against its solo run, those that were aborted as far as they came."""
+    """Compare every output with its solo run, aborted ones as far as they came."""
     comparison = hf_reference.Comparison()
     for i, (request, got) in enumerate(zip(requests, stream["requests"], strict=True)):
         expected = alone(request)
@@ -197,7 +197,7 @@ def test_random_requests_equal_their_solo_runs(
 
 
 def check_reports(served: Served, requests: Sequence[Mapping[str, Any]], complete: bool) -> None:
-    """Each steered output has a report, with as many tokens as its window holds.
+    """Check that each steered output has a report with as many tokens as its window holds.
 
     Args:
         complete: nothing comes from the prefix cache, so that all positions are computed.

@@ -45,7 +45,7 @@ def session(asked: Sequence[dict[str, Any] | None], wait: bool = True) -> dict[s
 
 
 def session_with(name: str) -> dict[str, Any]:
-    """Of one set throughout."""
+    """Make a session of one set throughout."""
     return session([{"saif": name}] * 3)
 
 

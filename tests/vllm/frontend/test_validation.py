@@ -77,7 +77,7 @@ def pieces_let_through(
     refusal: str,
     **options: Any,
 ) -> int:
-    """How many of them, before one is refused; ``options`` are of the pieces' parameters."""
+    """Count the pieces before one is refused; ``options`` are of the pieces' parameters."""
     vllm = pytest.importorskip("vllm")
     passed = 0
 
@@ -128,7 +128,7 @@ PLAIN = {
 
 
 def same(got: Any, expected: dict[str, object]) -> bool:
-    """Equal, also in their types."""
+    """Return whether they are equal, also in their types."""
     kinds = {key: type(value) for key, value in expected.items()}
     return got == expected and {key: type(value) for key, value in got.items()} == kinds
 

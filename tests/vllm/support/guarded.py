@@ -36,7 +36,7 @@ class Client:
             await send(message)
 
     def post(self, route: str, *messages: Any, **scope: Any) -> Client:
-        """Messages are chunks of a body, or messages as a server hands them over."""
+        """Send chunks of a body, or messages as a server hands them over."""
         chunks = [
             {"type": "http.request", "body": m, "more_body": True} if isinstance(m, bytes) else m
             for m in messages

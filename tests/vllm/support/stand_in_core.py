@@ -18,13 +18,13 @@ from saif_vllm.request import get_steered
 
 
 def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
-    """What admission takes of a vLLM ``Request``."""
+    """Make what admission reads of a vLLM ``Request``."""
     params = SimpleNamespace(extra_args=None)
     return SimpleNamespace(saif_admitted=admitted, sampling_params=params, resumable=resumable)
 
 
 def admission(offered: SetCatalog) -> Admission:
-    """One whose workers take any set."""
+    """Make an admission whose workers accept any set."""
     return Admission(offered, Residency(offered, lambda placement, compiled: None), lambda: None)
 
 
@@ -60,7 +60,7 @@ class Core:
         return admitted
 
     def piece(self, text: str, **fields: Any) -> Admitted:
-        """One more of the one streaming input there is."""
+        """Admit one more piece of the only streaming input."""
         request = core_request({"saif": text}, "0-s", **fields)
         admitted = self.admission.admit(request)
         assert admitted is not None
@@ -78,7 +78,7 @@ class Core:
         self.admission.add(request, start, lambda: self.resubmitted.append(admitted))
 
     def drain(self) -> None:
-        """What the core does before its next step."""
+        """Bring back resubmitted requests, as the core does before its next step."""
         while self.resubmitted:
             self.add(self.resubmitted.pop(0))
 
@@ -87,12 +87,12 @@ class Core:
         admitted.release()
 
     def values(self, admitted: Admitted) -> list[float]:
-        """What the workers would add for a request."""
+        """Return what the workers would add for a request."""
         return [self.slots[use.slot] for use in admitted.steered.sets]
 
 
 def save(folder: Path, n_live: int = 0, **values: float) -> None:
-    """Sets of a vector of one value each, with so many live latents."""
+    """Save sets of a vector of one value each, with ``n_live`` live latents."""
     latents = [Latent(index=i, edit=Edit("clamp", 1.0)) for i in range(n_live)]
     rows, column = torch.ones(n_live, 64), torch.ones(n_live)
     for name, value in values.items():

@@ -16,7 +16,7 @@ from saif_vllm.worker.structure import ResidualForm
 
 
 def vllm_config(**on: Any) -> Any:
-    """A configuration of which only ``on`` is switched on."""
+    """Make a configuration with only ``on`` switched on."""
 
     def section(**off: Any) -> SimpleNamespace:
         return SimpleNamespace(**{name: on.get(name, value) for name, value in off.items()})

@@ -47,7 +47,7 @@ RUNNING: dict[tuple[str, int, int], BatchRequest] = {}
 
 
 def request(name: str, asked: Steered | None, prompt_len: int) -> BatchRequest:
-    """One object for one request, as the model runners' seams have it."""
+    """Return one object per request, as the patches of the model runners do."""
     new = BatchRequest(asked, prompt_len)
     return RUNNING.setdefault((name, id(asked), prompt_len), new)
 
@@ -57,7 +57,7 @@ def run(
     *batch: tuple[str, Steered | None, int, range],
     forward: bool = True,
 ) -> None:
-    """One step: (id, what it asks for, prompt length, positions) of each request.
+    """Run one step of requests: (id, what it asks for, prompt length, positions) each.
 
     Its forward steers by nothing; without one, the step is not finished.
     """
@@ -75,7 +75,7 @@ def run(
 
 
 def slots(tables: BatchTables) -> list[list[int]]:
-    """Set slots of each token, as the kernel will see them."""
+    """Return the set slots of each token, as the kernel will see them."""
     found = []
     for row, scale in zip(tables.token_row.tolist(), tables.token_scale.tolist(), strict=True):
         used = tables.rows.set_slot[row].tolist() if row >= 0 and scale else []
@@ -137,7 +137,7 @@ def test_a_dummy_batch_between_steps_steers_nothing_and_harms_nothing(tables: Ba
 
 
 class Work(NamedTuple):
-    """What a step costs: launches, and tensors copied to the device."""
+    """The cost of a step: launches, and tensors copied to the device."""
 
     launches: list[int]  # tokens of each
     copies: list[Tensor]
@@ -151,7 +151,7 @@ class Work(NamedTuple):
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Of ``begin``, counted."""
+    """Count the work of ``begin_step``."""
     work = Work([], [])
 
     def launch(**arguments: Any) -> None:
@@ -299,7 +299,7 @@ def test_the_report_says_what_was_done(tables: BatchTables) -> None:
 def record_of_a_step(
     others: tuple[Steered | None, ...], captures: bool, max_dose: float | None
 ) -> list[object]:
-    """The ops of a step whose batch is that of the step before; fails where any step waits."""
+    """Record the ops of a step whose batch is that of the step before; fail if a step waits."""
     tables = make_tables(warn_dose=0.5, captures=captures)
     layer, hidden = hooked_layer(tables, max_dose=max_dose), torch.zeros(8, D_MODEL)
     asked = [A, *others, *([Steered((), Window(), capture=3)] if captures else [])]

@@ -46,7 +46,7 @@ def make_steering(
 
 
 class Runner:
-    """Its model passes on the residual stream that our layers steer, as far as it is no padding."""
+    """A runner whose model returns the residual stream that our layers steer, padding apart."""
 
     decode_query_len = uniform_decode_query_len = 1
 
@@ -206,7 +206,7 @@ def launched() -> Iterator[list[Any]]:
 
 
 def serve(steering: WorkerSteering, runner: Runner, positions: torch.dtype) -> None:
-    """Steps of requests that come, go and come back."""
+    """Run steps of requests that come, go and come back."""
 
     def asking(*pairs: tuple[int, float], **window: Any) -> Steered:
         uses = tuple(SetUse("x", "x", strength, False, slot) for slot, strength in pairs)

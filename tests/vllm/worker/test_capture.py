@@ -10,8 +10,8 @@ D_MODEL = 4
 
 
 def step(capture: LastTokenCapture, *spans: range) -> torch.Tensor:
-    """One step, of the positions of each request; the stream is its tokens' positions, plus 100
-    times the request.
+    """Run one step of each request's positions; a token's stream is its position, plus 100 times
+    its request's index.
     """
     starts = [0, *torch.tensor([len(span) for span in spans]).cumsum(0).tolist()]
     positions = torch.tensor([position for span in spans for position in span])

@@ -1,4 +1,4 @@
-"""Utilities of the engine core for tests: what steering holds there now, and its sets' loading."""
+"""Utilities of the engine core for tests: what steering holds now, and how sets were loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_utilities(module: Any) -> None:
         }
 
     def saif_loads(self: Any) -> dict[str, list[float]]:
-        """Since the last call."""
+        """Return the times since the last call."""
         found = {"read": list(_read), "loaded": list(_loaded), "latents": list(_latents)}
         for times in (_read, _loaded, _latents):
             del times[:]

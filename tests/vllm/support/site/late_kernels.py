@@ -1,4 +1,4 @@
-"""An engine that ends where a GPU would compile a kernel of ours after its start.
+"""An engine that ends if a GPU would compile a kernel of ours after the engine's start.
 
 As vLLM's --jit-monitor-mode=error does, on a CPU.
 """

@@ -1,4 +1,4 @@
-"""What could go wrong in a plugin, done from outside: SAIF_TEST_SABOTAGE names one of these."""
+"""Faults of a plugin, done from outside: SAIF_TEST_SABOTAGE names one of these functions."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from saif_vllm.worker.extension import SaifWorkerExtension
 
 @dataclass
 class Pauses:
-    """Of the worker, from the end of a forward to the next one's begin: sampling, scheduling."""
+    """Pauses of the worker between two forwards, in which it samples and the core schedules."""
 
     n: int = 0
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class WorkerState(SaifWorkerExtension):
         super().saif_load_set(*loaded)
 
     def saif_watch_pauses(self: Any) -> None:
-        """Note pauses from now on, those in which sets were loaded apart from the others."""
+        """Note pauses from now on; those in which sets were loaded are noted apart."""
         self.saif_pauses = {False: Pauses(), True: Pauses()}
         original, ended = self.model_runner.execute_model, None
 
@@ -63,5 +63,5 @@ class WorkerState(SaifWorkerExtension):
         self.model_runner.execute_model = execute_model
 
     def saif_paused(self: Any) -> list[dict[str, Any]]:
-        """Pauses without loads, and with some."""
+        """Return the pauses without loads, and those with some."""
         return [asdict(self.saif_pauses[loads]) for loads in (False, True)]
