@@ -40,14 +40,14 @@ def load_model() -> Any:
 
 
 def prompts(n: int = 6) -> list[list[int]]:
-    """Token ids of user turns, as both runtimes get them."""
+    """Return token ids of user turns, as both runtimes get them."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     contents = get_task("french").contents("report")[:n]
     return encode_texts(tokenizer, chat_texts(tokenizer, contents))
 
 
 def build_sets(model: Any) -> dict[str, LatentSet]:
-    """``<edit>_<where>`` for every edit and both layers, a dense vector each, and one at both."""
+    """Make ``<edit>_<where>`` for every edit and both layers, a dense vector each, one at both."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
         sae = load_sae(sae_path(where))
@@ -67,7 +67,7 @@ def build_sets(model: Any) -> dict[str, LatentSet]:
 
 
 def _generated_stream(model: Any, layer: int) -> torch.Tensor:
-    """Residual stream [tokens, d_model] after ``layer`` over what the model generates unsteered."""
+    """Return the stream [tokens, d_model] after ``layer`` of what the model generates unsteered."""
     seen: list[torch.Tensor] = []
 
     def hook(module: Any, args: Any, output: Any) -> None:
@@ -91,7 +91,7 @@ def save_sets(sets: dict[str, LatentSet], folder: Path) -> Path:
 
 
 def cases() -> dict[str, dict[str, Any] | None]:
-    """Named ``extra_args``: each set alone, combinations, windows; unsteered ones among them."""
+    """Return named ``extra_args``: each set alone, combinations, windows; some unsteered."""
     asked: dict[str, dict[str, Any] | None] = {"unsteered_first": None}
     for where in LAYERS:
         asked |= {f"{edit}_{where}": {"saif": f"{edit}_{where}"} for edit in (*EDITS, "vector")}
@@ -117,7 +117,7 @@ def cases() -> dict[str, dict[str, Any] | None]:
 
 
 def requests() -> dict[str, dict[str, Any]]:
-    """One request a case, over a few prompts in turn."""
+    """Make one request per case, over a few prompts in turn."""
     given = prompts()
     asked = {
         name: {

@@ -1,4 +1,4 @@
-"""What Hugging Face generates, and how two runs may differ."""
+"""Reference runs by Hugging Face, and how two runs may differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def generate(
     request: Mapping[str, Any],
     allowed: Sequence[int] | None = None,
 ) -> dict[str, list[Any]]:
-    """One request alone, greedy: tokens, the logprob of each, and its gap to the second best.
+    """Generate one request alone, greedily: tokens, their logprobs, gaps to the second best.
 
     Args:
         allowed: the tokens that may be generated, which logprobs are over; None: all.
@@ -49,7 +49,7 @@ def generate(
 def prompt_logprobs(
     model: Any, sets: Mapping[str, LatentSet], request: Mapping[str, Any]
 ) -> list[float]:
-    """The logprob of each token of the prompt but the first, given those before it."""
+    """Return the logprob of each prompt token but the first, given those before it."""
     ids = torch.tensor([request["prompt"]])
     with steer(model, sets, request["extra_args"]), torch.no_grad():
         logprobs = model(ids).logits[0, :-1].log_softmax(-1)
