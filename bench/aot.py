@@ -61,8 +61,8 @@ _HALF_TABLE = re.compile(r"!tt\.ptr<(?:bf16|f16)>")
 warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
 
 
-# Bytes a thread: two registers of the bf16 tile kernel are put aside once, outside of its loops.
-SPILL_ALLOWED = 8
+# Bytes per thread: four registers of the 16-bit tile kernel are put aside once, outside its loops.
+SPILL_ALLOWED = 16
 
 
 class Machine(NamedTuple):

@@ -11,24 +11,24 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from saif_fast.banks import HookedModel
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory, UnknownSet, reading
-from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
 from saif_vllm.config import SteeringConfig, hooked_model
 from saif_vllm.request import Found
 
 
 class Offered(NamedTuple):
-    """A set that fits this engine, compiled for its layers.
+    """A set that fits this engine, with its edits by hooked layer.
 
-    Only the core loads ``compiled`` into the workers. The front end compiles too, since that checks
-    whether the set fits.
+    Only the core writes the edits into the workers' banks. The front end computes them too, because
+    that checks whether the set fits.
     """
 
     found: Found
     latent_set: LatentSet
-    compiled: dict[int, LatentEdits]
+    edits: dict[int, LatentEdits]
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class SetCatalog(Collection[str]):
                 continue
         for name, header in self._directory.headers():
             with reading(name):
-                self.model.check(header, self.config.max_latents)
+                self.model.check_header(header, self.config.max_latents)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -145,7 +145,9 @@ class SetCatalog(Collection[str]):
             return self._fit(found, latent_set)
 
     def _fit(self, found: Found, latent_set: LatentSet) -> Offered:
-        return Offered(found, latent_set, self.model.compile(latent_set, self.config.max_latents))
+        return Offered(
+            found, latent_set, self.model.edits_by_layer(latent_set, self.config.max_latents)
+        )
 
     def read_received(self, found: Found) -> Offered:
         """Return a set that came with a request, even if the file of its name has changed since.

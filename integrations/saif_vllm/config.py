@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from saif_vllm.unhashed import path_of
 
 if TYPE_CHECKING:
-    from saif_fast.tables import HookedModel
+    from saif_fast.banks import HookedModel
 
 DISABLE_VARIABLE = "SAIF_DISABLE"
 PLUGIN_NAME = "saif"  # the entry point's name, as VLLM_PLUGINS knows it
@@ -119,7 +119,7 @@ class SteeringConfig:
 
 def hooked_model(vllm_config: Any, config: SteeringConfig) -> HookedModel:
     """Return the model that a set must fit in an engine of this configuration."""
-    from saif_fast.tables import HookedModel
+    from saif_fast.banks import HookedModel
 
     model = vllm_config.model_config
     return HookedModel(

@@ -114,11 +114,11 @@ def _switch_on(parsed: Namespace) -> None:
     Raises:
         ValueError: as :func:`saif_vllm.engine_args`.
     """
-    from saif_fast.cli.loading import EMBEDDED, model_source
+    from saif_fast import embedded
 
-    if parsed.model_tag == EMBEDDED:
-        parsed.model_tag = model_source(EMBEDDED)
-        parsed.served_model_name = parsed.served_model_name or [EMBEDDED]
+    if parsed.model_tag == embedded.NAME:
+        parsed.model_tag = str(embedded.model_path())
+        parsed.served_model_name = parsed.served_model_name or [embedded.NAME]
     given = {name: getattr(parsed, name) for name in _OPTIONS}
     ours = engine_args(**given, worker_extension_cls=parsed.worker_extension_cls or None)
     # The user's additional_config may have keys of other plugins.

@@ -113,16 +113,27 @@ ROOMS = ("frontend", "core", "worker")
 FACES = {"saif_vllm", "arguments", "engine_residuals", "plugin", "runtime", "serve"}
 
 
-def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return what each module imports of the others, be it inside a function; not what is imported
-    for a type checker only.
+def sources_of(package: str) -> dict[str, str]:
+    """Return the sources of a package by the names of its modules."""
+    root = ROOT / RULES[package][0]
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): (
+            path.read_text(encoding="utf-8")
+        )
+        for path in (root / package).rglob("*.py")
+    }
+
+
+def import_graph(sources: Mapping[str, str], *, for_types: bool = False) -> dict[str, set[str]]:
+    """Return what each module imports of the others, be it inside a function.
 
     Args:
         sources: by a module's name, all of one package.
+        for_types: imports for a type checker only count too.
     """
     graph: dict[str, set[str]] = {}
     for name, source in sources.items():
-        candidates = imported_modules(ast.parse(source))
+        candidates = imported_modules(ast.parse(source), for_types)
         found = {
             next((module for module in either if module in sources), name) for either in candidates
         }
@@ -130,7 +141,7 @@ def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     return graph
 
 
-def imported_modules(node: ast.AST) -> Iterator[tuple[str, ...]]:
+def imported_modules(node: ast.AST, for_types: bool) -> Iterator[tuple[str, ...]]:
     """Yield what an import may be of: a module; or a name's own module, else that it comes from."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
@@ -138,10 +149,10 @@ def imported_modules(node: ast.AST) -> Iterator[tuple[str, ...]]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "a relative import"
             yield from ((f"{child.module}.{alias.name}", child.module) for alias in child.names)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        else:
-            yield from imported_modules(child)
+        elif for_types or not (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        ):
+            yield from imported_modules(child, for_types)
 
 
 def room(module: str) -> str:
@@ -162,26 +173,25 @@ def trespasses(graph: Mapping[str, Set[str]]) -> set[tuple[str, str]]:
     }
 
 
-def plugin_sources() -> dict[str, str]:
-    folder = ROOT / "integrations"
-    return {
-        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): (
-            path.read_text(encoding="utf-8")
-        )
-        for path in (folder / "saif_vllm").rglob("*.py")
-    }
-
-
 def test_no_process_imports_the_room_of_another() -> None:
-    graph = import_graph(plugin_sources())
+    graph = import_graph(sources_of("saif_vllm"))
     assert {room(name) for name in graph} == {*ROOMS, "face", "ground"}
     assert trespasses(graph) == set()
 
 
-def test_the_plugin_has_no_import_circle() -> None:
-    graph = import_graph(plugin_sources())
+@pytest.mark.parametrize(
+    ("package", "grain"), [("saif_fast", "files"), ("saif_fast", "rooms"), ("saif_vllm", "files")]
+)
+def test_a_package_has_no_import_circle(package: str, grain: str) -> None:
+    """A room is a folder, or a file beside the folders; the package itself is the public face."""
+    graph = import_graph(sources_of(package), for_types=package == "saif_fast")
     assert sum(map(len, graph.values())) > len(graph)
-    list(TopologicalSorter(graph).static_order())
+    if grain == "rooms":
+        of_files, graph = graph, {}
+        for name, others in of_files.items():
+            own, *found = (".".join(each.split(".")[:2]) for each in (name, *others))
+            graph.setdefault(own, set()).update(set(found) - {own})
+    list(TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 CONFIG, CORE_ROOM = "saif_vllm.config", "saif_vllm.core.residency"

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,13 @@ def alone(mode: str, requests: Mapping[str, Any]) -> list[str]:
     return ["unsteered", "clamp_middle", "add_last"] if mode.startswith("v2") else list(requests)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how often two engines disagreed at a near tie, where they may."""
-    checked = hf_reference.Comparison.checked
-    if not checked:
-        return
-    compared = sum(comparison.compared for _, comparison in checked)
-    excused = sum(len(comparison.excused) for _, comparison in checked)
-    terminalreporter.section("vLLM against its reference")
-    terminalreporter.line(f"near ties excused: {excused} of {compared} comparisons")
-    for test, found in checked:
-        names = "".join(f"; {name}" for name in found.excused)
-        terminalreporter.line(f"  {test}: {len(found.excused)} of {found.compared}{names}")
+@pytest.fixture(autouse=True)
+def near_ties(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Report the test's comparisons; ``tests/conftest.py`` prints those of all workers."""
+    hf_reference.Comparison.checked.clear()
+    yield
+    for comparison in hf_reference.Comparison.checked:
+        record_property("near_ties", (comparison.compared, comparison.excused))
 
 
 @pytest.fixture(scope="session")

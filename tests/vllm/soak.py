@@ -35,7 +35,7 @@ from saif_fast.edits import Edit
 from saif_fast.embedded import model_path, sae_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 
 FULL = 10  # minutes
 A_MINUTE = 2000  # requests
@@ -67,7 +67,7 @@ def contents(rng: random.Random) -> list[LatentSet]:
     """What the files hold: some latents or a vector, at the middle or the last layer; of one in
     eight the strongest there are.
     """
-    saes = [SparseAutoencoder.from_saelens(sae_path(where)) for where in embedded_sets.LAYERS]
+    saes = [load_sae(sae_path(where)) for where in embedded_sets.LAYERS]
     made = []
     for i in range(N_CONTENTS):
         sae = rng.choice(saes)

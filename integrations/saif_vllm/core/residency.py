@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from saif_fast.placement import NoRoom, Placement, SlotAllocator
 from saif_fast.set_dir import UnknownSet
-from saif_fast.slots import NoRoom, Placement, SetSlots
 from saif_kernels import LatentEdits
 from saif_vllm.catalog import Offered, SetCatalog
 from saif_vllm.request import Found
@@ -42,7 +42,7 @@ class Residency:
     def __init__(self, catalog: SetCatalog, write: Write) -> None:
         config = catalog.config
         self._catalog, self._write = catalog, write
-        self._slots = SetSlots(config.layers, config.max_sets, config.max_latents)
+        self._slots = SlotAllocator(config.layers, config.max_sets, config.max_latents)
         self._loaded: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
 
     @property
@@ -128,7 +128,7 @@ class Residency:
         if content_hash not in self._loaded:
             placement = self._slots.place(offered.latent_set)
             began = time.perf_counter()
-            self._write(placement, offered.compiled)
+            self._write(placement, offered.edits)
             logger.info(
                 "Loaded set %s into slot %d in %.1f ms",
                 offered.name,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.slots import Placement
+from saif_fast.placement import Placement
 from saif_kernels import LatentEdits, Window
 from saif_kernels._triton import compiles_in_time
 from saif_kernels.steer import FEW_TOKENS
@@ -103,14 +103,14 @@ def _canary_edits(d_model: int) -> dict[str, LatentEdits]:
             vector, vector.norm().item(), layer=0, num_layers=1
         ),
     }
-    return {kind: latent_set.compile(0) for kind, latent_set in sets.items()}
+    return {kind: latent_set.edits_at(0) for kind, latent_set in sets.items()}
 
 
 def _with_canary(
     steering: WorkerSteering, layer: int, edits: LatentEdits, runner: Any, batch: _Batch
 ) -> Any:
     tables, placement = steering.batch, Placement(_SLOT, {layer: 0})
-    steering.tables.write(placement, {layer: edits})
+    steering.banks.write_set(placement, {layer: edits})
     use = SetUse("canary", "", 1.0, changes_kv=False, slot=_SLOT)
     capture = -1 if tables.capture is None else 0
     steered = Steered((use,), Window(prompt=True), capture, request_id="canary")
@@ -119,7 +119,7 @@ def _with_canary(
         _check_evidence(steering.layers[layer], layer, batch)
     if tables.capture is not None:
         tables.capture.store[:, capture].zero_()
-    steering.tables.write(placement, {})
+    steering.banks.write_set(placement, {})
     return output
 
 

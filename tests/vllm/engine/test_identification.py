@@ -21,8 +21,8 @@ import torch
 from vllm import LLM
 import saif_vllm
 from saif_fast.embedded import sae_path
-from saif_fast.identify import ContrastPair, ContrastPairs, build_pairs, collect, identify
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.identify import ContrastPair, ContrastPairs, build_pairs, collect, find_latents
+from saif_fast.sae import load_sae
 from saif_fast.tasks import get_task
 from transformers import AutoModelForCausalLM
 
@@ -57,8 +57,8 @@ for side, says in (("", "negative '': expected 1 to 255 tokens, got 0"),
                    ("cat " * 300, "negative 'cat cat cat")):
     bad = ContrastPairs((*pairs.pairs[:1], ContrastPair("a cat", side)))
     refused(f"pair 1: {says}", lambda: collect(source, tokenizer, bad, LAYERS, chat=False))
-sae = dataclasses.replace(SparseAutoencoder.from_saelens(sae_path()), model_name="org/other")
-refused("got one of 'org/other'", lambda: identify(source, tokenizer, sae, pairs))
+sae = dataclasses.replace(load_sae(sae_path()), model_name="org/other")
+refused("got one of 'org/other'", lambda: find_latents(source, tokenizer, sae, pairs))
 assert source.every([], LAYERS, None)[1].shape == (0, source.model.d_model)
 print("EQUAL", "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1")
 """

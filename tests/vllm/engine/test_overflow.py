@@ -22,7 +22,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_DOSE, MAX_STRENGTH
 from saif_fast.records import Latent
 from saif_fast.request import check_combination, check_length
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 from saif_kernels import largest_norm
 
 pytestmark = pytest.mark.engine
@@ -56,7 +56,7 @@ def attack_sets(dtype: torch.dtype) -> dict[str, LatentSet]:
     """Make sets of every edit at its bounds, and vectors as long as a stream may be."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
-        sae = SparseAutoencoder.from_saelens(sae_path(where))
+        sae = load_sae(sae_path(where))
         for i, edit in enumerate(edits(dtype)):
             for k in (1, 8):
                 latents = [Latent(index=100 + j, edit=edit) for j in range(k)]

@@ -11,7 +11,7 @@ from engine_job import Job
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from saif_fast.edits import Edit
-from saif_fast.hf import residuals
+from saif_fast.hf import run_decoder
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
 from saif_fast.sae import SparseAutoencoder
@@ -156,7 +156,7 @@ def _norms(model: Any) -> dict[int, float]:
     """Measure the stream's mean norm after each steered layer, over the requests' prompts."""
     prompts = [asked["prompt"] for asked in requests().values()]
     found: dict[int, list[torch.Tensor]] = {MIDDLE: [], LAST: []}
-    for _, _, real, hidden in residuals(model, prompts, [MIDDLE, LAST], max_tokens=512):
+    for _, _, real, hidden in run_decoder(model, prompts, [MIDDLE, LAST], max_tokens=512):
         for layer, norms in found.items():
             norms.append(hidden[layer][real].norm(dim=-1))
     return {layer: float(torch.cat(norms).mean()) for layer, norms in found.items()}

@@ -13,7 +13,7 @@ from saif_fast.embedded import model_path, sae_path
 from saif_fast.hf import chat_texts, encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent, Provenance
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
 from saif_fast.tasks import get_task
 
@@ -50,7 +50,7 @@ def build_sets(model: Any) -> dict[str, LatentSet]:
     """Make ``<edit>_<where>`` for every edit and both layers, a dense vector each, one at both."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
-        sae = SparseAutoencoder.from_saelens(sae_path(where))
+        sae = load_sae(sae_path(where))
         x = _generated_stream(model, layer)
         # Latents that are active while the model answers: ablating others would change nothing.
         active = sae.encode(x).sum(0).topk(6).indices.tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -69,13 +68,13 @@ class Comparison:
     first differing token cannot be compared.
 
     Attributes:
-        checked: what all comparisons of this session came to, by test; see conftest.py.
+        checked: the comparisons of this test; see conftest.py.
         compared: runs.
         excused: their names.
         wrong: a sentence each.
     """
 
-    checked: ClassVar[list[tuple[str, Comparison]]] = []
+    checked: ClassVar[list[Comparison]] = []
     compared: int = 0
     excused: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -92,8 +91,7 @@ class Comparison:
             self.wrong.append(f"{name}: expected {want}, got {have}")
 
     def check(self, most_excused: int = 1) -> None:
-        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
-        self.checked.append((test, self))
+        self.checked.append(self)
         assert not self.wrong, "\n".join(self.wrong)
         assert len(self.excused) <= most_excused, f"excused: {self.excused}"
         assert self.compared > 0

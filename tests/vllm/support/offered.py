@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from saif_fast.banks import HookedModel
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tables import HookedModel
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.config import SteeringConfig
 

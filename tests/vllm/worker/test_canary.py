@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_fast.tables import HookedModel, SteeringTables
+from saif_fast.banks import HookedModel, LayerBanks
 from saif_kernels import LatentEdits, RequestRows, Tally, Window
 from saif_vllm.request import SetUse, Steered
 from saif_vllm.worker import canary
@@ -38,7 +38,7 @@ def make_steering(
 ) -> WorkerSteering:
     n = len(layers)
     fits = HookedModel(layers, D_MODEL, 5, torch.float32)
-    tables = SteeringTables(fits, 4, 8, "cpu", owned=layers)
+    tables = LayerBanks(fits, 4, 8, "cpu", owned=layers)
     proof = Proof(Tally.allocate(n, MAX_TOKENS, MAX_REQUESTS, "cpu"), layers, warn_dose)
     capture = LastTokenCapture(n, 4, D_MODEL, torch.float32, "cpu") if captures else None
     rows = RequestRows.allocate(MAX_REQUESTS, 2, "cpu")
