@@ -1,7 +1,7 @@
-"""What a kernel becomes on a GPU, read from its machine code: no GPU is needed.
+"""The machine code that a kernel becomes, and its defects: no GPU is needed.
 
 ``python bench/aot.py FILE:FUNCTION`` compiles whatever FUNCTION (no arguments; tensors may be on
-"meta") launches, for every target, and prints a row a kernel.
+"meta") launches, for every target, and prints one row per kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TARGETS = {
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 # The tables with a row of d_model (or d_sae) contiguous elements, as kernels name their pointers;
-# all others hold a few scalars a program.
+# all others hold a few scalars per program.
 ROW_TABLES = {"x", "without", "hidden", "residual", "W_enc", "W_dec", "vector", "weight"}
 WIDE = 128  # bits of one thread's load
 
@@ -57,7 +57,7 @@ _DOT = re.compile(r"tt\.dot\b.*: tensor<[\dx]+x(\w+)")
 _HALF_TABLE = re.compile(r"!tt\.ptr<(?:bf16|f16)>")
 
 
-# Triton 3.9 tells of a default that 3.10 changes; what users run is the default.
+# Triton 3.9 warns of a default that 3.10 changes; users run the default.
 warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
 
 
@@ -72,10 +72,10 @@ class Machine(NamedTuple):
     target: str
     warps: int
     stages: int
-    registers: int  # a thread
-    spilled_bytes: int  # a thread's stack and local memory
-    shared_bytes: int  # a program
-    wide_loads: int  # of rows, 128 bits or more a thread
+    registers: int  # per thread
+    spilled_bytes: int  # per thread, of stack and local memory
+    shared_bytes: int  # per program
+    wide_loads: int  # of rows, 128 bits or more per thread
     narrow_loads: int  # of rows
     scalar_loads: int  # of everything else
     half_tables: bool  # some table is of 16-bit elements
@@ -84,7 +84,7 @@ class Machine(NamedTuple):
     matrix: dict[str, int]  # matrix instructions by name
 
     def row(self) -> str:
-        """As Markdown, under ``HEADER``."""
+        """Return a line of Markdown, under ``HEADER``."""
         dots = f"{self.dots} ({self.fp32_dots} fp32)" if self.fp32_dots else self.dots
         matrix = ", ".join(f"{n} {name}" for name, n in self.matrix.items())
         return (
@@ -94,7 +94,7 @@ class Machine(NamedTuple):
         )
 
     def complaints(self, *, aligned_rows: bool = True) -> list[str]:
-        """What must not be; ``aligned_rows``: rows are of a multiple of 16 bytes."""
+        """Return the defects; ``aligned_rows``: rows are of a multiple of 16 bytes."""
         found = []
         if self.spilled_bytes > SPILL_ALLOWED:
             found.append(f"spills {self.spilled_bytes} bytes a thread")
@@ -117,7 +117,7 @@ HEADER = (
 
 
 class _NoDevice:
-    """A Triton driver of a GPU that is not there: enough for every step before a launch."""
+    """A Triton driver of a GPU that is not there, which does for every step before a launch."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -133,7 +133,7 @@ class _NoDevice:
 
 
 def compiled(target: str, launch: Callable[[], object]) -> dict[str, Any]:
-    """The kernels that ``launch`` would launch on ``target``, by hash, each as Triton compiles it.
+    """Return the kernels that ``launch`` would launch on ``target``, by hash.
 
     Triton itself specialises on the arguments and compiles: only the launch is left out.
     """
@@ -215,7 +215,7 @@ def _output(*command: str) -> str:
 
 
 def _ptx_bits(instruction: str) -> int:
-    """Bits a thread loads from global memory; 0: it is no load."""
+    """Return the bits that a thread loads from global memory; 0 where it loads none."""
     if load := _PTX_LOAD.search(instruction):
         return int(load["n"] or 1) * int(load["bits"])
     if copy := _PTX_COPY.search(instruction):
@@ -224,7 +224,7 @@ def _ptx_bits(instruction: str) -> int:
 
 
 def _gcn_bits(instruction: str) -> int:
-    """As ``_ptx_bits``; what is no dword is a part of one: ubyte, ushort, short_d16."""
+    """Return what ``_ptx_bits`` does; ubyte, ushort and short_d16 load a part of a dword."""
     load = _GCN_LOAD.search(instruction)
     if load is None:
         return 0
@@ -253,7 +253,7 @@ def _count_loads(assembly: str, bits_of: Callable[[str], int]) -> dict[str, int]
 
 @functools.cache
 def _row_lines(file: str) -> frozenset[int]:
-    """Lines of a Python file that belong to a ``tl.load`` from a table of rows."""
+    """Return the lines of a Python file that belong to a ``tl.load`` from a table of rows."""
     lines: set[int] = set()
     for node in ast.walk(ast.parse(Path(file).read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":

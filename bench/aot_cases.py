@@ -1,6 +1,6 @@
-"""Launches of every kernel, on meta tensors: what the ahead-of-time report compiles.
+"""Launches of every kernel, on meta tensors, which the ahead-of-time report compiles.
 
-Only what a kernel is specialised on matters: dtypes, d_model, block sizes, what is None.
+Only what a kernel is specialised on matters: dtypes, d_model, block sizes, and what is None.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 
 from saif_kernels import DOSE_PARTS, RequestRows, SteeringBank, Tally
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_triton
-from saif_kernels.encode_moments import encode_moments_triton
-from saif_kernels.encode_topk import encode_topk_triton
+from saif_kernels.encode.moments import encode_moments_triton
+from saif_kernels.encode.topk import encode_topk_triton
+from saif_kernels.encode.topk_rank import topk_rank_triton
+from saif_kernels.prepare_steps import prepare_steps_triton_
 from saif_kernels.steer import steer_triton_
-from saif_kernels.steps import prepare_steps_triton
-from saif_kernels.tally import tally_steps_triton
-from saif_kernels.topk_rank import topk_rank_triton
+from saif_kernels.tally_steps import tally_steps_triton_
 
 D_MODELS = (2304, 3584, 4096, 5120, 8192)
 TYPICAL_D = 4096
 D_SAE = 65536
 N_REQUESTS, N_PAIRS = 256, 8  # saif_vllm's defaults
-N_LAYERS = 32  # a hooked layer each
+N_LAYERS = 32  # hooked ones
 
 empty = partial(torch.empty, device="meta")
 
@@ -40,14 +40,14 @@ class Case(NamedTuple):
 
     @property
     def typical(self) -> bool:
-        """Compiled for every target and by `make test`; the others, much the same, for one."""
+        """Whether it is compiled for every target and by `make test`; the others are, for one."""
         return self.d_model == TYPICAL_D and self.dtype != torch.float16
 
 
 def steer_arguments(
     d_model: int, dtype: torch.dtype, n_tokens: int, with_residual: bool = True
 ) -> tuple[torch.Tensor | None, ...]:
-    """What ``torch.ops.saif.steer_`` takes."""
+    """Return what ``torch.ops.saif.steer_`` takes."""
     bank = SteeringBank.allocate(d_model, 16, 256, dtype, "meta")
     rows = RequestRows.allocate(N_REQUESTS, N_PAIRS, "meta")
     return (
@@ -79,7 +79,7 @@ def add_steer_rms_norm(d_model: int, dtype: torch.dtype, gemma: bool) -> None:
 
 
 def prepare_steps(positions: torch.dtype, **fresh: torch.Tensor) -> None:
-    prepare_steps_triton(
+    prepare_steps_triton_(
         empty(8192, dtype=torch.int32),
         empty(8192),
         empty(N_REQUESTS + 1, dtype=torch.int32),
@@ -98,7 +98,7 @@ def prepare_fresh_steps() -> None:
 def tally_steps() -> None:
     tally = Tally.allocate(N_LAYERS, 8192, N_REQUESTS, "meta")
     token_row = empty(8192, dtype=torch.int32)
-    tally_steps_triton(token_row, tally.token_fresh, tally.dose, tally.table, tally.missed)
+    tally_steps_triton_(token_row, tally.token_fresh, tally.dose, tally.table, tally.missed)
 
 
 def encode_topk(d_model: int, dtype: torch.dtype, n_tokens: int) -> None:
@@ -116,7 +116,7 @@ def topk_rank(d_model: int, dtype: torch.dtype, n_latents: int) -> None:
     topk_rank_triton(x, W_enc, empty(D_SAE), empty(n_latents, dtype=torch.int64))
 
 
-# A launch of (d_model, dtype) for each regime.
+# Launches by (d_model, dtype), for each regime.
 REGIMES: dict[str, dict[str, Callable[[int, torch.dtype], None]]] = {
     "steer_": {
         "few tokens": partial(steer, n_tokens=64),
@@ -144,7 +144,7 @@ REGIMES: dict[str, dict[str, Callable[[int, torch.dtype], None]]] = {
 
 
 def cases() -> Iterator[Case]:
-    """All: a typical d_model in every dtype; where d_model decides on blocks, others in bf16."""
+    """Yield a typical d_model in every dtype; where d_model decides on blocks, others in bf16."""
     bf16 = torch.bfloat16
     for op, regimes in REGIMES.items():
         for name, launch in regimes.items():
@@ -154,7 +154,7 @@ def cases() -> Iterator[Case]:
     for name in ("few tokens", "many tokens"):
         alone = partial(REGIMES["steer_"][name], TYPICAL_D, bf16, with_residual=False)
         yield Case("steer_", f"{name}, no residual", TYPICAL_D, bf16, alone)
-        # What saif_vllm launches.
+        # This is what saif_vllm launches.
         capped = partial(REGIMES["steer_"][f"{name}, dose"], max_dose=64.0)
         for d_model in D_MODELS:
             yield Case("steer_", f"{name}, capped", d_model, bf16, partial(capped, d_model, bf16))

@@ -1,7 +1,7 @@
-"""What rounds of a candidate between two runs of its baseline say, and the table of it.
+"""Ratios of a candidate to its baseline, timed in the same rounds, and their table.
 
-The second run of the baseline is a candidate too, the control: its ratio, which ought to be 1, says
-what of another one is noise.
+In each round the baseline runs before and after the candidate. Its second run is the control: the
+control's ratio should be 1, and how far it is off shows how much of the candidate's is noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WARM_UP = 2  # rounds
 
 
 class Timed:
-    """A call, and the seconds that it took each time: wall clock, and CPU of this process."""
+    """A call that notes the seconds it took: wall clock, and CPU time of this process."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
@@ -32,7 +32,7 @@ class Timed:
 
 
 def figures(measured: Timed, plain: Timed, control: Timed) -> dict[str, Any]:
-    """Medians of seconds; medians and quartiles of the ratios to the baseline in the same round."""
+    """Return medians of the seconds, and medians and quartiles of the ratios within a round."""
 
     def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
         found = [a / b for a, b in zip(over[WARM_UP:], under[WARM_UP:], strict=True)]
@@ -52,7 +52,7 @@ def figures(measured: Timed, plain: Timed, control: Timed) -> dict[str, Any]:
 
 
 def report(found: dict[str, object], rows: list[dict[str, Any]]) -> str:
-    """The rows of one suite as Markdown; with targets, which are throughputs, as throughputs."""
+    """Return the rows of one suite as Markdown; rows with targets are shown as throughputs."""
     targets = any(row["target"] for row in rows)
     what, power = ("throughput", -1) if targets else ("ratio", 1)
     titles = ["case", "ms", "baseline", "baseline ms", what, "control", "of CPU time"]

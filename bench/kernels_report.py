@@ -1,4 +1,4 @@
-"""``make kernels-report``: what every kernel becomes on a GPU, and the bytes it moves, on paper.
+"""``make kernels-report``: the machine code of every kernel, and the bytes that it moves.
 
 Compiles the launches of ``aot_cases.py`` for every target and writes ``bench/results/aot/``:
 ``kernels.json``, ``kernels.md`` and ``traffic.md``. No GPU is needed. Exits with 1 where a kernel
@@ -22,7 +22,7 @@ from aot_cases import Case, cases
 
 SWEPT = "sm_90"  # the target for which all cases are compiled
 LEGEND = """\
-Registers and spilled bytes are a thread's, shared memory is a program's. Loads and matrix
+Registers and spilled bytes are per thread, shared memory is per program. Loads and matrix
 instructions are counted in the code, not as executed; "other loads" are of single numbers: ids,
 scales, parameters. A kernel that several cases share is listed once.
 """
@@ -46,7 +46,7 @@ def _of_case(chosen: tuple[str, Case]) -> dict[str, Machine]:
 
 
 def rows(found: list[tuple[Case, Machine]]) -> list[str]:
-    """As Markdown."""
+    """Return the table as lines of Markdown."""
     header, rule = HEADER
     return [
         f"| op | case | d_model | dtype {header}",
@@ -59,7 +59,7 @@ def rows(found: list[tuple[Case, Machine]]) -> list[str]:
 
 
 def complaints(found: list[tuple[Case, Machine]]) -> list[str]:
-    """A sentence for each defect."""
+    """Return one sentence per defect."""
     return [
         f"{machine.kernel} ({case.name}, d_model {case.d_model}, {_name(case)}) "
         f"on {machine.target} {complaint}"

@@ -1,9 +1,9 @@
 """An analytic model of the bytes that each kernel moves, from the kernels' own block sizes.
 
-Counted are rows (hidden, residual, W_enc, W_dec, vector, x): the scalars of a token and of a latent
+Rows are counted (hidden, residual, W_enc, W_dec, vector, x): the scalars of a token and of a latent
 are below one percent. ``l2`` is what the programs ask for, each load once, with no credit for L1;
 ``tests/kernels/test_traffic.py`` counts it in the kernels themselves. ``hbm`` is what a GPU with
-``L2_BYTES`` of cache must fetch or write back; ``floor`` is every needed byte once.
+``L2_BYTES`` of cache must fetch or write back. ``floor`` is every needed byte once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from saif_kernels.encode import ceil_div, encode_blocks, encode_grid
+from saif_kernels.encode._tile import ceil_div, encode_blocks, encode_grid
 from saif_kernels.steer import steer_blocks
 
-# An H100 or H200; two programs a multiprocessor, as the tiles' registers allow.
+# An H100 or H200; two programs per multiprocessor, as the tiles' registers allow.
 L2_BYTES = 50 * 2**20
 PROGRAMS_AT_ONCE = 2 * 132
 
@@ -33,7 +33,7 @@ class Traffic(NamedTuple):
 def steer_traffic(
     n_tokens: int, n_sets: int, n_latents: int, d_model: int, itemsize: int
 ) -> Traffic:
-    """``steer_`` with a residual, token t steered by the one set ``set_of(t, ...)``.
+    """Return the traffic of ``steer_`` with a residual; token t has the one set ``set_of(t, ...)``.
 
     Args:
         n_tokens: all steered.
@@ -67,12 +67,12 @@ def steer_traffic(
 
 
 def set_of(token: int, n_tokens: int, n_sets: int) -> int:
-    """The set of a token: a set's tokens lie next to one another, as a request's do."""
+    """Return the set of a token: a set's tokens lie next to one another, as a request's do."""
     return token * n_sets // n_tokens
 
 
 def shared_tiles(n_tokens: int, n_sets: int, tile: int) -> tuple[int, int]:
-    """Number of tiles whose tokens share their set, and of these tokens."""
+    """Return how many tiles have tokens that share their set, and how many such tokens."""
     spans = [(first, min(first + tile, n_tokens)) for first in range(0, n_tokens, tile)]
     shared = [
         end - first
@@ -85,7 +85,7 @@ def shared_tiles(n_tokens: int, n_sets: int, tile: int) -> tuple[int, int]:
 def rms_norm_traffic(
     n_tokens: int, n_sets: int, n_latents: int, d_model: int, itemsize: int
 ) -> Traffic:
-    """``add_steer_rms_norm`` with a residual; arguments as those of ``steer_traffic``."""
+    """Return the traffic of ``add_steer_rms_norm`` with a residual; as ``steer_traffic``."""
     row = d_model * itemsize
     set_rows = 2 * n_latents + 1
     # hidden is read once, the residual for x and for the sum. Then weight and result.
@@ -97,7 +97,7 @@ def rms_norm_traffic(
 def encode_traffic(
     n_tokens: int, d_sae: int, d_model: int, dtype: torch.dtype, most_tokens: int
 ) -> Traffic:
-    """The product of a full encode whose tiles have at most ``most_tokens`` tokens."""
+    """Return the traffic of a full encode's product, of tiles of at most ``most_tokens``."""
     row = d_model * dtype.itemsize
     blocks = encode_blocks(n_tokens, dtype, most_tokens)
     n_groups = encode_grid(n_tokens, d_sae, blocks)[2]
@@ -121,11 +121,11 @@ the kernels' own.
 
 
 def report() -> Iterator[str]:
-    """Lines of Markdown: both models in bf16."""
+    """Yield lines of Markdown: both models in bf16."""
     yield INTRODUCTION
     yield "## steer_"
     yield ""
-    yield "S distinct sets of K live latents, one a token, a set's tokens next to one another."
+    yield "S distinct sets of K live latents, one per token, a set's tokens next to one another."
     yield ""
     yield "| T | S | K | d | floor MB | hbm / floor | L2 MB | L2 / floor |"
     yield "|" + "---:|" * 8

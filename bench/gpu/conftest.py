@@ -1,4 +1,4 @@
-"""The GPU benchmarks' one fixture, and their report in bench/results/<gpu>/."""
+"""The fixture of the GPU benchmarks, and their report in bench/results/<gpu>/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _bandwidth: list[float] = []
 
 @pytest.fixture(scope="session")
 def bandwidth() -> float:
-    """Bytes a microsecond of a copy, measured in this run."""
+    """Return the bytes per microsecond of a copy, measured in this run."""
     if not _bandwidth:
         _bandwidth.append(copy_bandwidth())
     return _bandwidth[0]
@@ -35,9 +35,9 @@ def bandwidth() -> float:
 
 @pytest.fixture
 def measure(benchmark, bandwidth: float, pytestconfig: pytest.Config) -> Measure:
-    """``measure(op, (T, S, K, d), candidate, floor_bytes=..., baselines=...)``, interleaved.
+    """Return ``measure(op, (T, S, K, d), candidate, floor_bytes=..., baselines=...)``, interleaved.
 
-    Correctness is the caller's to check first.
+    The caller checks correctness first.
     """
 
     def run(
@@ -71,7 +71,7 @@ def measure(benchmark, bandwidth: float, pytestconfig: pytest.Config) -> Measure
 
 
 def report() -> str:
-    """All rows so far, as Markdown."""
+    """Return all rows so far as Markdown."""
     import triton  # here, since `make bench` reads this file where there may be none
 
     machine = (
@@ -83,7 +83,7 @@ def report() -> str:
 
 
 def write_results(config: pytest.Config) -> Path | None:
-    """Write all rows so far and return their folder; of a part of the suite, nothing."""
+    """Write all rows so far and return their folder; for a part of the suite, write nothing."""
     if config.getoption("keyword") or any("::" in argument for argument in config.args):
         return None  # part of a suite must not replace the whole of it
     gpu = torch.cuda.get_device_name().lower()

@@ -1,4 +1,4 @@
-"""Device time of one call: CUDA graphs of many calls over rotated inputs, between two events."""
+"""The device time of one call: a CUDA graph of many calls over rotated inputs, between events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIN_CALLS, MAX_CALLS = 4, 256
 
 
 def n_copies(nbytes: int, l2_bytes: int) -> int:
-    """Input sets to rotate among so that one has left the cache when its turn comes again."""
+    """Return how many input sets to rotate, so that each has left the cache when it returns."""
     return max(MIN_CALLS, min(MAX_CALLS, -(-2 * l2_bytes // max(nbytes, 1))))
 
 
@@ -21,12 +21,12 @@ class Loop:
 
     Args:
         call: what to time; it must not wait for the device.
-        inputs: argument tuples, one a call.
+        inputs: argument tuples, one per call.
     """
 
     def __init__(self, call: Callable[..., object], inputs: Sequence[tuple[Any, ...]]) -> None:
         self.n_calls = len(inputs)
-        self.microseconds: list[float] = []  # a call, of each replay
+        self.microseconds: list[float] = []  # per call, of each replay
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles kernels and makes handles before the capture
@@ -41,8 +41,8 @@ class Loop:
 
     def replay(self) -> None:
         """Run all calls and note the device time of one."""
-        # Once untimed, so that the device is busy while the host launches what is timed: else its
-        # 5 to 10 us would count, of few short calls a fifth.
+        # An untimed replay keeps the device busy while the host launches the timed one. Otherwise
+        # the host's 5 to 10 us would count, a fifth of a few short calls.
         self._graph.replay()
         self._begin.record()
         self._graph.replay()
@@ -51,12 +51,12 @@ class Loop:
         self.microseconds.append(1e3 * self._begin.elapsed_time(self._end) / self.n_calls)
 
     def median(self) -> float:
-        """Microseconds a call, without the first replays, which warm up."""
+        """Return microseconds per call, without the first replays, which warm up."""
         return statistics.median(self.microseconds[2:])
 
 
 def copy_bandwidth() -> float:
-    """Bytes a microsecond of a large copy, read and written ones together."""
+    """Return bytes per microsecond of a large copy, read and written ones together."""
     source = torch.randn(2**28, device="cuda")  # 1 GiB
     loop = Loop(torch.Tensor.copy_, [(torch.empty_like(source), source)])
     for _ in range(12):

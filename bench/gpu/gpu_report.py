@@ -40,7 +40,7 @@ class Target(NamedTuple):
     value: Callable[[Row], float]
 
     def line(self, rows: list[Row]) -> str:
-        """Target, worst value measured and where, whether met; as a row of Markdown."""
+        """Return a row of Markdown: target, worst value measured and where, whether met."""
         target = f"| {self.text} | {self.bound} {self.limit:g} {self.unit} |"
         measured = [row for row in rows if self.concerns(row)]
         if not measured:
@@ -53,7 +53,7 @@ class Target(NamedTuple):
 
 
 def targets(bandwidth: float) -> list[Target]:
-    """Issue 3's table; ``bandwidth`` in bytes a microsecond."""
+    """Return issue 3's targets; ``bandwidth`` in bytes per microsecond."""
 
     def of(op: str, k: int, tokens: range, sets: range = range(1, 2**20)) -> Callable[[Row], bool]:
         return lambda row: (
@@ -123,7 +123,7 @@ def targets(bandwidth: float) -> list[Target]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows of one op as Markdown, with the times its baselines take for each of its own."""
+    """Return the rows of one op as Markdown, with the times of its baselines."""
     names = list(dict.fromkeys(name for row in rows for name in row.baselines))
     lines = [
         "| T | S | K | d | us | floor us | x floor |" + "".join(f" {n} us | x |" for n in names),
@@ -141,7 +141,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def markdown(machine: str, bandwidth: float, rows: list[Row]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     lines = [
         f"# {machine}",
         "",

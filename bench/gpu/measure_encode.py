@@ -10,9 +10,9 @@ from gpu_report import GEMM
 from steer_inputs import relative_error
 from torch import Tensor
 
-from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
-from saif_kernels.encode_topk import encode_topk_torch, encode_topk_triton
-from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
+from saif_kernels.encode.moments import encode_moments_torch, encode_moments_triton
+from saif_kernels.encode.topk import encode_topk_torch, encode_topk_triton
+from saif_kernels.encode.topk_rank import topk_rank_torch, topk_rank_triton
 
 D_SAE = 65536
 SIZES = [(t, d) for d in (2304, 4096) for t in (64, 1024, 8192)]

@@ -28,18 +28,18 @@ def pytest(*arguments: str, under: tuple[str, ...] = (), **environment: str) -> 
 
 
 def check() -> int:
-    """The kernels' tests on the GPU, CUDA graphs among them, then under compute-sanitizer."""
+    """Run the kernels' tests on the GPU, CUDA graphs among them, then under compute-sanitizer."""
     tests = str(ROOT / "tests" / "kernels")
     # Most of the time goes into compiling some 250 kernels.
     n_processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     parallel = ["-n", str(n_processes)] if importlib.util.find_spec("xdist") else []
-    # What is compiled for other GPUs is no matter of this one: `make test` has it.
+    # Compiling for other GPUs needs none: `make test` does it.
     failed = pytest(tests, f"--ignore={tests}/test_aot.py", "--tb=short", *parallel)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         print("compute-sanitizer is not on the PATH: memory accesses were not checked.")
         return failed
-    # Calls of the driver may fail without harm: torch and Triton ask it what it knows.
+    # Calls of the driver may fail without harm: torch and Triton probe for features.
     options = ("--tool", "memcheck", "--error-exitcode", "1", "--report-api-errors", "no")
     # torch's own allocator would hide an access beyond a tensor.
     every_kernel = f"{tests}/test_cuda_graphs.py"
@@ -48,8 +48,8 @@ def check() -> int:
 
 
 def bench() -> int:
-    """All GPU benchmarks."""
-    # pytest-benchmark's table is of the host's time, and longer than all else.
+    """Run all GPU benchmarks."""
+    # pytest-benchmark's table would show the host's time, and is longer than all else.
     options = ("--benchmark-only", "--benchmark-quiet", "-q", "--tb=short")
     return pytest(str(ROOT / "bench" / "gpu"), *options)
 

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks of ``steer_`` time: its inputs, what it is compared with, and the gate.
+"""Inputs of the GPU benchmarks of ``steer_``, its baselines, and the check before any timing.
 
 Everything runs on the CPU, too, where ``tests/kernels/test_gpu_bench.py`` tries it.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from traffic import set_of
 
 from saif_kernels import LatentEdits, RequestRows, SteeringBank, steer_
-from saif_kernels.steer import steer_torch_
+from saif_kernels._steer_cpu import steer_cpu_
 
 CLAMP = 2.0
 EPSILON = 1e-6  # the norm's
@@ -32,14 +32,14 @@ class SteerInputs(NamedTuple):
     token_scale: Tensor
 
     def reference(self) -> Tensor:
-        """What ``hidden`` becomes, by the torch reference."""
+        """Return what ``hidden`` becomes in torch: the specification would take too long."""
         hidden, rows = self.hidden.clone(), self.rows
-        steer_torch_(hidden, self.residual, *self.bank, rows.set_slot, rows.strength, *self[4:])
+        steer_cpu_(hidden, self.residual, *self.bank, rows.set_slot, rows.strength, *self[4:])
         return hidden
 
 
 def clamps(n_latents: int, d_model: int, generator: torch.Generator) -> LatentEdits:
-    """Latents clamped to ``CLAMP``: a ReLU's, whose edit has no jump at which rounding decides."""
+    """Return ReLU latents clamped to ``CLAMP``: this edit has no jump at which rounding decides."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
@@ -66,7 +66,7 @@ class Sets(NamedTuple):
 
 
 def in_a_bank(sets: list[LatentEdits], dtype: torch.dtype, device: str) -> Sets:
-    """Sets of as many latents each."""
+    """Put sets of equally many latents into a bank."""
     n_latents, d_model = sets[0].W_enc.shape
     bank = SteeringBank.allocate(d_model, len(sets), len(sets) * n_latents, dtype, device)
     rows = RequestRows.allocate(len(sets), 1, device)
@@ -83,7 +83,7 @@ def sets_of_clamps(
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cuda",
 ) -> Sets:
-    """``n_sets`` random sets; they differ by a rotation of their rows, which is quick to make."""
+    """Return ``n_sets`` random sets; they differ by a rotation of their rows, quick to make."""
     edits = clamps(n_latents, d_model, torch.Generator().manual_seed(0))
     rotated = [
         edits._replace(
@@ -97,7 +97,7 @@ def sets_of_clamps(
 
 
 def steer_inputs(n_tokens: int, sets: Sets, *, idle: bool = False) -> SteerInputs:
-    """A call for ``n_tokens``, a set's tokens next to one another; idle: all of row -1."""
+    """Return a call for ``n_tokens``, a set's tokens next to one another; idle: all of row -1."""
     bank, rows = sets
     n_sets, d_model = bank.vector.shape
     dtype, device = bank.vector.dtype, bank.vector.device
@@ -113,7 +113,7 @@ def steer_inputs(n_tokens: int, sets: Sets, *, idle: bool = False) -> SteerInput
 
 
 def copies(inputs: SteerInputs, n: int) -> list[SteerInputs]:
-    """``n`` calls' arguments that share no byte but the requests' rows."""
+    """Return arguments of ``n`` calls that share no byte but the requests' rows."""
     return [
         inputs._replace(
             hidden=inputs.hidden.clone(),
@@ -125,7 +125,7 @@ def copies(inputs: SteerInputs, n: int) -> list[SteerInputs]:
 
 
 def unfused(inputs: SteerInputs, n_latents: int) -> None:
-    """The same change in torch's own ops, as one would write it by hand: batched over the sets."""
+    """Make the same change in torch's own ops as one would by hand: batched over the sets."""
     hidden, residual, bank, _, token_row, token_scale = inputs
     n_sets = bank.vector.shape[0]
     change = bank.vector[token_row]
@@ -160,7 +160,7 @@ class WholeSae:
         return a @ self.W_dec + error
 
     def chosen_set(self) -> Sets:
-        """The same clamps as one latent set."""
+        """Return the same clamps as one latent set."""
         n_latents, d_model = len(self.chosen), self.W_dec.shape[1]
         edits = clamps(n_latents, d_model, torch.Generator())._replace(
             W_enc=self.W_enc[:, self.chosen].T.cpu(),
@@ -172,13 +172,13 @@ class WholeSae:
 
 
 def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-    """What follows a layer, for ``torch.compile``: the residual add and the next norm."""
+    """Add the residual and normalise, as the next layer begins; for ``torch.compile``."""
     x = (hidden + residual).float()
     return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)).to(hidden.dtype) * weight
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest error over the largest value; NaN where either has one."""
+    """Return the largest error over the largest value; NaN where either has one."""
     error = (actual.double() - expected.double()).abs().max()
     return float(error / expected.double().abs().max())
 

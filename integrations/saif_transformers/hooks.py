@@ -15,7 +15,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_DOSE
 from saif_fast.placement import SlotAllocator
 from saif_fast.request import SteeringRequest, check_combination, check_length
-from saif_kernels import RequestRows, SteeringBank, prepare_steps, steer_
+from saif_kernels import RequestRows, SteeringBank, prepare_steps_, steer_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ class SteeringHooks:
         start = torch.arange(batch + 1, dtype=torch.int32, device=self._device) * length
         self._token_row = start.new_empty(batch * length)
         self._token_scale = torch.empty(batch * length, device=self._device)
-        prepare_steps(
+        prepare_steps_(
             token_row=self._token_row,
             token_scale=self._token_scale,
             query_start_loc=start,

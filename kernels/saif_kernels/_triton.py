@@ -1,9 +1,10 @@
-"""Triton where it exists; without it (macOS) this package still imports and runs its references.
+"""Triton where it exists. Without it (macOS) this package imports, and its ops run in torch.
 
 Kernels of this package share one vocabulary. Prefixes of their locals: ``i_`` a program's index,
 ``o_`` offsets within a block, ``m_`` a mask, ``p_`` a pointer (its shape and dtype in a comment),
 ``b_`` a loaded block. Sizes and block sizes are upper case: ``D`` = d_model, ``M`` = pairs of a
-request row, ``BLOCK_T`` tokens, ``BLOCK_K`` latents, ``BLOCK_D`` channels, ``BLOCK_M`` pairs.
+request row, ``BLOCK_T`` tokens, ``BLOCK_K`` latents, ``BLOCK_D`` channels, ``BLOCK_M`` pairs. Sizes
+that several functions need are one named tuple, ``SIZES``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ except ImportError:  # Triton has wheels for Linux only
     tl = None
 
     def jit(function: Any = None, **options: Any) -> Any:
-        """As ``triton.jit``, with or without options; the kernel is never launched."""
+        """Stand in for ``triton.jit``, with or without options; the kernel is never launched."""
         return function if function is not None else lambda kernel: kernel
 
 else:
@@ -35,7 +36,7 @@ else:
 
 @contextmanager
 def compiles_in_time() -> Iterator[None]:
-    """Kernels may be compiled inside: whoever watches for late ones is not told."""
+    """Expect kernels to be compiled inside: whoever watches for late compilations is not told."""
     if tl is None:
         yield
         return
@@ -47,10 +48,10 @@ def compiles_in_time() -> Iterator[None]:
 
 
 def warp_size() -> int:
-    """Threads of a warp: 64 on AMD's data-centre GPUs."""
+    """Return the threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
     return 32 if torch.version.hip is None else 64
 
 
 def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is at least ``n`` (n >= 1)."""
+    """Return the smallest power of two that is at least ``n`` (n >= 1)."""
     return 1 << (n - 1).bit_length()

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saif_kernels._steer_door import check_batch, from_schema
+from saif_kernels._steer_checks import check_batch, from_schema
+from saif_kernels._steer_cpu import steer_cpu_
 from saif_kernels._steer_dose import largest_norm, rounded, shortened, times
-from saif_kernels._steer_token import as_pointers, plus_residual, token_change, walk_blocks
+from saif_kernels._steer_token import (
+    Sizes,
+    as_pointers,
+    part_channels,
+    plus_residual,
+    token_change,
+    walk_blocks,
+)
 from saif_kernels._triton import jit, tl
 from saif_kernels.bank import MAX_LATENTS, SteeringBank
-from saif_kernels.rows import RequestRows
-from saif_kernels.steer import steer_torch_
+from saif_kernels.request_rows import RequestRows
 
 
 def add_steer_rms_norm(
@@ -28,13 +35,13 @@ def add_steer_rms_norm(
 ) -> Tensor:
     """Steer, add the residual and normalise: for a model's last layer, whose sum no one else reads.
 
-    Semantics: with hidden' as :func:`~saif_kernels.steer.steer_` would leave it, and in fp32::
+    Semantics: with hidden' as :func:`~saif_kernels.steer_` would leave it, and in fp32::
 
         s = hidden' + residual;  n = s / sqrt(mean(s**2) + eps)
         plain: cast(cast(n) * weight)    Gemma: cast(n * (1 + weight))
 
-    the rounding points of vLLM's ``fused_add_rms_norm`` in its native form (in 16 bits its CUDA
-    kernel also rounds the sum s). Nothing is written in place.
+    These are the rounding points of vLLM's ``fused_add_rms_norm`` in its native form. In 16 bits
+    its CUDA kernel also rounds the sum s. Nothing is written in place.
 
     Args:
         hidden, residual, bank, rows, token_row, token_scale: as for ``steer_``.
@@ -70,50 +77,64 @@ def add_steer_rms_norm(
     return normed
 
 
+def add_steer_rms_norm_torch(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    gemma: bool,
+    *tables: Tensor,
+) -> Tensor:
+    """Specify :func:`add_steer_rms_norm`, over the op's flat ``tables``; also what runs on CPUs."""
+    s = hidden.clone(memory_format=torch.contiguous_format)
+    steer_cpu_(s, residual, *tables)
+    s = s.to(torch.promote_types(hidden.dtype, torch.float32))
+    if residual is not None:
+        s = s + residual
+    normed = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
+    if gemma:
+        return (normed * (1 + weight.to(s.dtype))).to(hidden.dtype)
+    return normed.to(hidden.dtype) * weight
+
+
 @jit
 def _add_steer_rms_norm_kernel(
-    x,  # Stream; read only
+    x,  # StreamPointers, read only
     bank,  # SteeringBank
-    tokens,  # Tokens
+    tokens,  # TokenPointers
     p_weight,  # [D]
     p_normed,  # [T, D], written
     eps,
     GEMMA: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    MAX_LATENTS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LARGEST: tl.constexpr,
+    SIZES: tl.constexpr,
 ):
-    """Program: a token."""
+    """Grid (token,)."""
     i_t = tl.program_id(0).to(tl.int64)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
+    o_d, m_d = part_channels(0, SIZES)
     b_hidden = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m_d, other=0.0)
     b_sum = b_hidden.to(tl.float32)
-    row = tl.load(tokens.row + i_t).to(tl.int64)
+    request_row = tl.load(tokens.request_row + i_t).to(tl.int64)
     scale = tl.load(tokens.scale + i_t)
-    if (row >= 0) & (scale != 0):
+    if (request_row >= 0) & (scale != 0):
         b_x = plus_residual(b_hidden, x, i_t, o_d, m_d).to(tl.float32)
         b_change, _ = token_change(
-            b_x, bank, tokens, None, i_t, row, scale, o_d, m_d, D, M, 1, MAX_LATENTS, BLOCK_K
+            b_x, bank, tokens, None, i_t, request_row, scale, o_d, m_d, SIZES
         )
         change2, x2 = tl.sum(b_change * b_change, axis=0), tl.sum(b_x * b_x, axis=0)
-        factor = shortened(change2, x2, None, LARGEST)
+        factor = shortened(change2, x2, None, SIZES.LARGEST)
         if factor >= 0:
             b_sum += times(b_change, factor)
-            b_sum = rounded(b_sum, b_hidden.dtype).to(tl.float32)  # steer_ stores it there
+            b_sum = rounded(b_sum, b_hidden.dtype).to(tl.float32)  # as where steer_ stores it
     if x.residual is not None:
         p_residual = x.residual + i_t * x.residual_stride + o_d
         b_sum += tl.load(p_residual, mask=m_d, other=0.0).to(tl.float32)
     b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b_normed = b_sum * tl.rsqrt(tl.sum(b_sum * b_sum, axis=0) / D + eps)
+    b_normed = b_sum * tl.rsqrt(tl.sum(b_sum * b_sum, axis=0) / SIZES.D + eps)
     if GEMMA:
         b_normed *= 1.0 + b_weight
     else:
         b_normed = b_normed.to(b_hidden.dtype).to(tl.float32) * b_weight
-    tl.store(p_normed + i_t * D + o_d, b_normed.to(b_hidden.dtype), mask=m_d)
+    tl.store(p_normed + i_t * SIZES.D + o_d, b_normed.to(b_hidden.dtype), mask=m_d)
 
 
 def add_steer_rms_norm_triton(
@@ -124,7 +145,7 @@ def add_steer_rms_norm_triton(
     gemma: bool,
     *tables: Tensor,
 ) -> Tensor:
-    """The launcher, for fp32, bf16 and fp16: arguments as those of the reference."""
+    """Launch the kernel, for fp32, bf16 and fp16; arguments as of the reference."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens, d_model = hidden.shape
     normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -140,32 +161,16 @@ def add_steer_rms_norm_triton(
         p_normed=normed,
         eps=eps,
         GEMMA=gemma,
-        D=d_model,
-        M=set_slot.shape[1],
-        MAX_LATENTS=MAX_LATENTS,
-        BLOCK_D=blocks.block_d,
-        BLOCK_K=blocks.block_k,
-        LARGEST=largest_norm(hidden.dtype),
+        SIZES=Sizes(
+            D=d_model,
+            M=set_slot.shape[1],
+            MAX_LATENTS=MAX_LATENTS,
+            LARGEST=largest_norm(hidden.dtype),
+            N_PARTS=1,
+            PART_D=d_model,
+            BLOCK_D=blocks.block_d,
+            BLOCK_K=blocks.block_k,
+        ),
         num_warps=blocks.num_warps,
     )
     return normed
-
-
-def add_steer_rms_norm_torch(
-    hidden: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    eps: float,
-    gemma: bool,
-    *tables: Tensor,
-) -> Tensor:
-    """The reference; ``tables`` as :func:`~saif_kernels.steer.steer_torch_` takes them."""
-    s = hidden.clone(memory_format=torch.contiguous_format)
-    steer_torch_(s, residual, *tables)
-    s = s.to(torch.promote_types(hidden.dtype, torch.float32))
-    if residual is not None:
-        s = s + residual
-    normed = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
-    if gemma:
-        return (normed * (1 + weight.to(s.dtype))).to(hidden.dtype)
-    return normed.to(hidden.dtype) * weight

@@ -1,4 +1,4 @@
-"""The device tables of one hooked layer: a pool of latent rows, and for each set a slot into it."""
+"""The device tables of one hooked layer: a pool of latents, and a slot per set."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_LATENTS = 64  # live latents of one set at one layer: a token's scratch on a GPU is of that size
+MAX_LATENTS = 64  # live latents of one set at one layer; a token's scratch on a GPU has that size
 
 
 class LatentEdits(NamedTuple):
-    """One latent set at one layer, compiled: k live latents, all constants in ``vector``.
+    """One latent set at one layer: k live latents, and the sum of its constants in ``vector``.
 
     Semantics: ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)`` with
     ``a_i = pre_i if pre_i > threshold_i else 0`` and ``pre_i = <x, W_enc_i> + b_enc_i``; the set
@@ -32,7 +32,7 @@ class LatentEdits(NamedTuple):
 
     @classmethod
     def empty(cls, d_model: int) -> LatentEdits:
-        """No live latent and a zero vector: a set that does nothing at this layer."""
+        """Return a set that does nothing at this layer: no live latent, and a zero vector."""
         scalars = torch.zeros(0)
         rows = torch.zeros(0, d_model)
         return cls(
@@ -48,25 +48,29 @@ class LatentEdits(NamedTuple):
         )
 
 
-class SteeringBank(NamedTuple):
-    """R pool rows and S set slots of one hooked layer, allocated once and filled in place.
+# The fields with an entry per latent, in LatentEdits and under the same names in SteeringBank.
+LATENT_FIELDS = tuple(name for name in LatentEdits._fields if name != "vector")
 
-    Pointers never change, so a captured CUDA graph keeps reading what is loaded later. A slot that
-    was never written, or was cleared, has no latents and a zero vector: it steers nothing.
+
+class SteeringBank(NamedTuple):
+    """A pool of P latents and S set slots of one hooked layer, allocated once and filled in place.
+
+    Pointers never change, so a captured CUDA graph reads what is loaded later. A slot that was
+    never written, or was cleared, has no latents and a zero vector: it steers nothing.
     """
 
-    W_enc: Tensor  # [R, d_model] model dtype
-    W_dec: Tensor  # [R, d_model] model dtype
-    b_enc: Tensor  # [R] fp32
-    threshold: Tensor  # [R] fp32
-    p: Tensor  # [R] fp32
-    q: Tensor  # [R] fp32
-    lo: Tensor  # [R] fp32
-    gated: Tensor  # [R] bool
-    offset: Tensor  # [S] int32, first pool row of the set
-    n_latents: Tensor  # [S] int32, its number of live latents
+    W_enc: Tensor  # [P, d_model] model dtype
+    W_dec: Tensor  # [P, d_model] model dtype
+    b_enc: Tensor  # [P] fp32
+    threshold: Tensor  # [P] fp32
+    p: Tensor  # [P] fp32
+    q: Tensor  # [P] fp32
+    lo: Tensor  # [P] fp32
+    gated: Tensor  # [P] bool
+    offset: Tensor  # [S] int32, pool index of the set's first latent
+    n_latents: Tensor  # [S] int32, live latents of the set
     vector: Tensor  # [S, d_model] model dtype
-    W_dec_norm: Tensor  # [R] fp32, of the rows as they are stored
+    W_dec_norm: Tensor  # [P] fp32, of the rows as they are stored
     vector_norm: Tensor  # [S] fp32
 
     @classmethod
@@ -78,39 +82,47 @@ class SteeringBank(NamedTuple):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> SteeringBank:
-        """Zeroed tables for ``max_sets`` sets that share a pool of ``max_latents`` live latents."""
-        # At least one row each, so that a gather with index 0 is always legal.
-        n_rows, n_sets = max(max_latents, 1), max(max_sets, 1)
+        """Return zeroed tables of one layer.
 
-        def scalars() -> Tensor:
-            return torch.zeros(n_rows, dtype=torch.float32, device=device)
+        Args:
+            d_model: channels of the residual stream.
+            max_sets: slots.
+            max_latents: live latents of all sets together.
+            dtype: the model's.
+            device: where the layer runs.
+        """
+        # At least one entry each, so that a gather with index 0 is always legal.
+        n_pool, n_sets = max(max_latents, 1), max(max_sets, 1)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
-            W_enc=torch.zeros(n_rows, d_model, dtype=dtype, device=device),
-            W_dec=torch.zeros(n_rows, d_model, dtype=dtype, device=device),
-            b_enc=scalars(),
-            threshold=scalars(),
-            p=scalars(),
-            q=scalars(),
-            lo=scalars(),
-            gated=torch.zeros(n_rows, dtype=torch.bool, device=device),
-            offset=torch.zeros(n_sets, dtype=torch.int32, device=device),
-            n_latents=torch.zeros(n_sets, dtype=torch.int32, device=device),
-            vector=torch.zeros(n_sets, d_model, dtype=dtype, device=device),
-            W_dec_norm=scalars(),
-            vector_norm=torch.zeros(n_sets, dtype=torch.float32, device=device),
+            W_enc=zeros(n_pool, d_model, dtype=dtype),
+            W_dec=zeros(n_pool, d_model, dtype=dtype),
+            b_enc=zeros(n_pool),
+            threshold=zeros(n_pool),
+            p=zeros(n_pool),
+            q=zeros(n_pool),
+            lo=zeros(n_pool),
+            gated=zeros(n_pool, dtype=torch.bool),
+            offset=zeros(n_sets, dtype=torch.int32),
+            n_latents=zeros(n_sets, dtype=torch.int32),
+            vector=zeros(n_sets, d_model, dtype=dtype),
+            W_dec_norm=zeros(n_pool),
+            vector_norm=zeros(n_sets),
         )
 
     def write(self, slot: int, offset: int, edits: LatentEdits) -> None:
-        """Put ``edits`` into ``slot``, its latents into pool rows ``offset .. offset + k - 1``.
+        """Put ``edits`` into ``slot``, and its k latents into the pool from ``offset`` on.
 
-        The caller owns the free lists; rows in use by another slot must not be passed.
+        The caller keeps the free lists: no other slot may use these places of the pool.
         """
         k = edits.W_enc.shape[0]
         pool = slice(offset, offset + k)
         assert k <= MAX_LATENTS
         assert offset + k <= self.W_enc.shape[0] and slot < self.vector.shape[0]
-        for name in ("W_enc", "W_dec", "b_enc", "threshold", "p", "q", "lo", "gated"):
+        for name in LATENT_FIELDS:
             getattr(self, name)[pool].copy_(getattr(edits, name))
         self.vector[slot].copy_(edits.vector)
         self.W_dec_norm[pool] = self.W_dec[pool].float().norm(dim=1)
@@ -119,7 +131,7 @@ class SteeringBank(NamedTuple):
         self.n_latents[slot] = k
 
     def clear(self, slot: int) -> None:
-        """Make ``slot`` steer nothing; its pool rows may be reused afterwards."""
+        """Make ``slot`` steer nothing; its places of the pool may be reused afterwards."""
         self.n_latents[slot] = 0
         self.vector[slot].zero_()
         self.vector_norm[slot] = 0

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saif_kernels._steer_cpu import steer_cpu_
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_torch, add_steer_rms_norm_triton
 from saif_kernels.bank import SteeringBank
-from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
-from saif_kernels.encode_topk import encode_topk_torch, encode_topk_triton
-from saif_kernels.steer import steer_torch_, steer_triton_
-from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
-from saif_kernels.tally import tally_steps_torch, tally_steps_triton
-from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
+from saif_kernels.encode.moments import encode_moments_torch, encode_moments_triton
+from saif_kernels.encode.topk import encode_topk_torch, encode_topk_triton
+from saif_kernels.encode.topk_rank import topk_rank_torch, topk_rank_triton
+from saif_kernels.prepare_steps import prepare_steps_torch_, prepare_steps_triton_
+from saif_kernels.steer import steer_triton_
+from saif_kernels.tally_steps import tally_steps_torch_, tally_steps_triton_
 
 # FRAGMENT: several modules of one process may define ops of this namespace.
 LIBRARY = torch.library.Library("saif", "FRAGMENT")
@@ -23,11 +24,11 @@ LIBRARY = torch.library.Library("saif", "FRAGMENT")
 
 def _define(
     schema: str,
-    reference: Callable[..., Any],
+    in_torch: Callable[..., Any],
     launcher: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> None:
-    """Register an op: the launcher on GPUs, the reference on all other devices."""
+    """Register an op: the launcher on GPUs, the one in torch's own ops on all other devices."""
     name = schema.partition("(")[0]
 
     def launch(first: Tensor, *args: Any, **options: Any) -> Any:
@@ -36,13 +37,13 @@ def _define(
             return launcher(first, *args, **options)
 
     LIBRARY.define(schema)
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, in_torch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, launch, "CUDA")
     torch.library.register_fake(f"saif::{name}", fake, lib=LIBRARY)
 
 
 def _nothing(first: Tensor, *args: Tensor | None, **options: Any) -> None:
-    """Fake of an op that writes in place and returns nothing."""
+    """Stand in for an op that writes in place and returns nothing."""
 
 
 def _add_steer_rms_norm_fake(hidden: Tensor, *args: object) -> Tensor:
@@ -73,7 +74,7 @@ _TABLES = ", ".join(
 _define(
     f"steer_(Tensor(a!) hidden, Tensor? residual, {_TABLES}, *, "
     "Tensor(b!)? dose=None, float? max_dose=None) -> ()",
-    steer_torch_,
+    steer_cpu_,
     steer_triton_,
     _nothing,
 )
@@ -88,15 +89,15 @@ _define(
     "prepare_steps_(Tensor(a!) token_row, Tensor(b!) token_scale, Tensor query_start_loc, "
     "Tensor request_row, Tensor positions, Tensor table, *, Tensor(c!)? token_fresh=None, "
     "Tensor? counts=None) -> ()",
-    prepare_steps_torch,
-    prepare_steps_triton,
+    prepare_steps_torch_,
+    prepare_steps_triton_,
     _nothing,
 )
 _define(
     "tally_steps_(Tensor token_row, Tensor token_fresh, Tensor(a!) dose, Tensor(b!) table, "
     "Tensor(c!) missed) -> ()",
-    tally_steps_torch,
-    tally_steps_triton,
+    tally_steps_torch_,
+    tally_steps_triton_,
     _nothing,
 )
 _define(

@@ -1,32 +1,33 @@
-"""The steering op: encode the chosen latents, edit, add their decoder rows, in place."""
+"""The steering op: encode the chosen latents, edit them, add their decoder rows, in place."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
-from saif_kernels._steer_door import check_batch, check_dose, from_schema
-from saif_kernels._steer_dose import DOSE_PARTS, largest_norm, rounded_torch, shortened_torch
-from saif_kernels._steer_tile import shared_latents, steer_tile
+from saif_kernels._steer_checks import check_batch, check_dose, from_schema
+from saif_kernels._steer_dose import DOSE_PARTS, largest_norm, rounded_torch
+from saif_kernels._steer_tile import TileSizes, shared_latents, steer_tile
 from saif_kernels._steer_token import (
+    PartialPointers,
+    Sizes,
     WalkBlocks,
     as_pointers,
+    part_channels,
+    pre_activations,
     steer_token,
-    token_partials,
+    stream_at,
     walk_blocks,
 )
 from saif_kernels._triton import jit, next_power_of_2, tl, warp_size
 from saif_kernels.bank import MAX_LATENTS, SteeringBank
-from saif_kernels.rows import RequestRows
+from saif_kernels.request_rows import RequestRows
 
 FEW_TOKENS = 64  # up to here each token has programs of its own, beyond there are tiles
 TILE_TOKENS = 16  # the least that tl.dot takes
-_TILE = 32  # of the reference: pairs of a token and a set that share one read of the set's rows
-_TILES = 8  # of the reference: tiles at a time
 
 
 def steer_(
@@ -50,12 +51,12 @@ def steer_(
         hidden' = cast(hidden + scale_t * sum_s w_s * (vector_s + sum_i D_i * W_dec_i))
 
     All D_i come from the same x, so the order of latents and sets does not matter. Tokens of row
-    -1 or scale 0 keep their bits.
+    -1 or scale 0 keep their bits. In fp16 the cast makes no finite number infinite.
 
-    A change is added as far as it is safe. It is shortened, with fp32 rounding, to the length
-    ``min(max_dose * |x|, largest - |x|)``, at least 0, where it is longer: ``largest`` is 2**15 in
-    fp16, where more would leave later layers no room, and 2**40 elsewhere. Where the squares of
-    change or x do not add up to a finite number, the token keeps its bits.
+    A change that is too long is shortened, in fp32, to ``min(max_dose * |x|, largest - |x|)``, at
+    least 0. ``largest`` is 2**15 in fp16, where more would leave later layers no room, and 2**40
+    elsewhere. A token keeps its bits where the squares of its change or of x do not add up to a
+    finite number.
 
     Args:
         hidden: [T, d_model] fp32, bf16 or fp16 (fp64 is computed in fp64). Written in place.
@@ -63,13 +64,14 @@ def steer_(
             Read only.
         bank: tables of this layer.
         rows: sets and strengths of each request.
-        token_row: [T] int32, row of each token, -1 = untouched.
+        token_row: [T] int32, request row of each token, -1 = untouched.
         token_scale: [T] fp32, scale of each token.
-        dose: [>= T, DOSE_PARTS, 2] fp32, or None. For every steered token (of a row, and a scale
-            other than 0) and part p of its channels, ``dose[t, p]`` becomes (sum of change**2, sum
-            of x**2), change being what is added, in fp32 before the cast; with the marks of
-            ``_steer_dose.py``. A launch has one part or DOSE_PARTS; nothing else is written.
-        max_dose: of a token, the most |change| / |x|; None = no cap.
+        dose: [>= T, DOSE_PARTS, 2] fp32, or None. For every steered token (one with a request row
+            and a scale other than 0) and every part p of its channels, ``dose[t, p]`` becomes (sum
+            of change**2, sum of x**2), with the marks that ``_steer_dose.py`` defines. change is
+            what is added, in fp32 before the cast. A call cuts the channels into one part or into
+            DOSE_PARTS; nothing else is written.
+        max_dose: the most |change| / |x| of a token; None = no cap.
 
     Raises:
         ValueError: a shape, stride or dtype does not fit, or max_dose is not above 0; nothing was
@@ -93,93 +95,78 @@ def steer_(
     )
 
 
-def steer_torch_(
+def steer_reference_(
     hidden: Tensor,
     residual: Tensor | None,
     *tables: Tensor,
     dose: Tensor | None = None,
     max_dose: float | None = None,
 ) -> None:
-    """The reference, and the implementation on CPUs; ``tables``: see :func:`from_schema`.
+    """Specify :func:`steer_`, over the op's flat ``tables``: one token, set and latent at a time.
 
-    Rows are read by ``index_select`` and ``embedding``, several times as fast as by an index.
+    Everything is computed in fp64 and cast once. The dose has one part.
     """
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
-    n_tokens = hidden.shape[0]
-    token_row, token_scale = token_row[:n_tokens], token_scale[:n_tokens]
-    token = ((token_row >= 0) & (token_scale != 0)).nonzero().squeeze(1)
-    if token.numel() == 0:
-        return
-    accumulate = torch.promote_types(hidden.dtype, torch.float32)
-    row = token_row[token].long()
-    slot = set_slot.index_select(0, row)  # [t, M]
-    weight = torch.where(slot >= 0, strength.index_select(0, row), 0.0)  # [t, M]
-    weight = weight * token_scale[token, None]
-
-    chosen = hidden.index_select(0, token)
-    x = chosen if residual is None else chosen + residual.index_select(0, token)
-    x = x.to(accumulate)
-    # Pairs of a token and a set, sorted by set: tiles of them then read a set's rows once.
-    pair_token, pair = weight.nonzero(as_tuple=True)
-    pair_slot, order = slot[pair_token, pair].long().sort(stable=True)
-    pair_token, pair_weight = pair_token[order], weight[pair_token, pair][order].to(accumulate)
-    change = embedding(pair_slot, bank.vector).to(accumulate)
-    if pair_slot.numel() and bank.n_latents[pair_slot].any():
-        tile_slot, tile, lane = _tiles(pair_slot)
-        xs = x.new_zeros(len(tile_slot), int(lane.max()) + 1, x.shape[1])
-        xs[tile, lane] = x.index_select(0, pair_token)
-        # Some tiles at a time: their rows then stay in the cache.
-        parts = zip(tile_slot.split(_TILES), xs.split(_TILES), strict=True)
-        change += torch.cat([_live_change(bank, slots, part) for slots, part in parts])[tile, lane]
-    delta = torch.zeros_like(x).index_add_(0, pair_token, pair_weight[:, None] * change)
-    n_parts = steer_blocks(n_tokens, hidden.shape[1], hidden.element_size()).n_parts
-    delta, sums = shortened_torch(delta, x, n_parts, largest_norm(hidden.dtype), max_dose)
-    if dose is not None:
-        dose[token, :n_parts] = sums
-    hidden.index_copy_(0, token, rounded_torch(chosen.to(accumulate) + delta, hidden.dtype))
+    largest = largest_norm(hidden.dtype)
+    # A sum of squares is finite where the ops, which add it up in fp32, can hold it.
+    most = torch.finfo(torch.promote_types(hidden.dtype, torch.float32)).max
+    for t in range(hidden.shape[0]):
+        request_row, scale = int(token_row[t]), float(token_scale[t])
+        if request_row < 0 or scale == 0:
+            continue
+        x = (hidden[t] if residual is None else hidden[t] + residual[t]).double()
+        change = torch.zeros_like(x)
+        pairs = zip(set_slot[request_row].tolist(), strength[request_row].tolist(), strict=True)
+        for slot, weight in pairs:
+            if slot >= 0:
+                change += scale * weight * _set_change(bank, slot, x)
+        change2, x2 = float(change @ change), float(x @ x)
+        sums = math.inf, math.inf
+        if change2 <= most and x2 <= most:  # NaN is not <=
+            longest = max(largest - math.sqrt(x2), 0.0)
+            if max_dose is not None:
+                longest = min(longest, max_dose * math.sqrt(x2))
+            sums = change2, x2
+            if math.sqrt(change2) > longest:
+                factor = longest / math.sqrt(change2)
+                change *= factor
+                sums = change2 * factor**2, -x2
+            hidden[t] = rounded_torch(hidden[t].double() + change, hidden.dtype)
+        if dose is not None:
+            dose[t, 0] = torch.tensor(sums, dtype=torch.float64)
 
 
-def _live_change(bank: SteeringBank, slot: Tensor, x: Tensor) -> Tensor:
-    """What live latents add to x [tiles, n, d_model], a set (``slot`` [tiles]) a tile."""
-    i = torch.arange(int(bank.n_latents[slot].max()), device=x.device)
-    live = (i < bank.n_latents[slot, None])[:, None]  # [tiles, 1, n_live]
-    rows = torch.where(live, bank.offset[slot, None, None] + i, 0)
-    W_enc, W_dec = (embedding(rows[:, 0], W).to(x.dtype) for W in (bank.W_enc, bank.W_dec))
-    pre = x @ W_enc.mT + bank.b_enc[rows]
-    a = torch.where(pre > bank.threshold[rows], pre, 0.0)
-    edit = torch.maximum(bank.lo[rows].to(x.dtype), bank.p[rows] + bank.q[rows] * a)
-    edit = torch.where(live & (~bank.gated[rows] | (a > 0)), edit, 0.0)
-    return edit @ W_dec
-
-
-def _tiles(slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut sorted slots [n] into runs of equal ones, at most ``_TILE`` long.
-
-    Returns the slot of each run [tiles], and for each of the n its run and its place there.
-    """
-    slots, sizes = slot.unique_consecutive(return_counts=True)
-    n_tiles = (sizes + _TILE - 1) // _TILE
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    first_tile = (n_tiles.cumsum(0) - n_tiles).repeat_interleave(sizes)
-    rank = torch.arange(len(slot), device=slot.device) - first
-    return slots.repeat_interleave(n_tiles), first_tile + rank // _TILE, rank % _TILE
+def _set_change(bank: SteeringBank, slot: int, x: Tensor) -> Tensor:
+    """Return ``vector_s + sum_i D_i * W_dec_i`` [d_model] fp64 for x [d_model] fp64."""
+    change = bank.vector[slot].double()
+    first = int(bank.offset[slot])
+    for i in range(first, first + int(bank.n_latents[slot])):
+        pre = float(bank.W_enc[i].double() @ x) + float(bank.b_enc[i])
+        a = pre if pre > float(bank.threshold[i]) else 0.0
+        edit = max(float(bank.lo[i]), float(bank.p[i]) + float(bank.q[i]) * a)
+        if bool(bank.gated[i]) and not a > 0:
+            edit = 0.0
+        change = change + edit * bank.W_dec[i].double()
+    return change
 
 
 class SteerBlocks(NamedTuple):
-    """How a launch is cut up."""
+    """How a launch is cut up among programs."""
 
-    n_parts: int  # of d_model, each a program of a token's; 1 where there are tiles
+    n_parts: int  # of a token's channels, each steered by a program; 1 where there are tiles
     part_d: int  # channels of a part
-    walk: WalkBlocks  # of a program that steers one token's part
-    tile_t: int  # tokens of a tile; 1: there are no tiles
+    walk: WalkBlocks  # of a program that steers a part of one token
+    tile_t: int  # tokens of a tile; 1 where there are no tiles
     tile_d: int  # channels of a tile's step
     n_walkers: int  # programs that share the tokens of a tile whose sets differ
 
 
 def steer_blocks(n_tokens: int, d_model: int, itemsize: int) -> SteerBlocks:
-    """Blocks for ``n_tokens`` padded tokens, by shapes alone: a CUDA graph may keep them."""
+    """Choose blocks for ``n_tokens`` padded tokens, by shapes alone, so that a CUDA graph may keep
+    them.
+    """
     few = n_tokens <= FEW_TOKENS
-    # A program streams two rows a latent: of more than 8 KiB each, that takes it too long.
+    # A program streams two rows per latent. Rows above 8 KiB would take it too long.
     n_parts = DOSE_PARTS if few and d_model * itemsize > 8192 else 1
     part_d = -(-d_model // n_parts)
     walk = walk_blocks(part_d, itemsize)
@@ -188,128 +175,106 @@ def steer_blocks(n_tokens: int, d_model: int, itemsize: int) -> SteerBlocks:
         part_d=part_d,
         walk=walk,
         tile_t=1 if few else TILE_TOKENS,
-        tile_d=walk.num_warps * warp_size() // itemsize,  # 16 bytes a thread, the widest load
+        tile_d=walk.num_warps * warp_size() // itemsize,  # 16 bytes per thread, the widest load
         n_walkers=TILE_TOKENS if n_tokens <= 2048 else 4,
     )
 
 
 @jit
 def _partial_kernel(
-    x,  # Stream
+    x,  # StreamPointers
     bank,  # SteeringBank
-    tokens,  # Tokens
-    p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32, written
-    p_x2,  # [T, N_PARTS] fp32, written
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N_PARTS: tl.constexpr,
-    PART_D: tl.constexpr,
-    MAX_LATENTS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    tokens,  # TokenPointers
+    partials,  # PartialPointers, written
+    SIZES: tl.constexpr,
 ):
-    """Program (token, part): the part's share of the token's pre-activations and sum of x**2."""
+    """Grid (token, part). Write the part's share of the pre-activations and of the sum of x**2."""
     i_t = tl.program_id(0).to(tl.int64)
     i_part = tl.program_id(1)
-    o = tl.arange(0, BLOCK_D)
-    o_d = i_part * PART_D + o
-    m_d = (o < PART_D) & (o_d < D)
-    row = tl.load(tokens.row + i_t).to(tl.int64)
-    if row >= 0:
-        token_partials(
-            x, bank, tokens, p_partial, p_x2, i_t, row, i_part, o_d, m_d,
-            D, M, N_PARTS, MAX_LATENTS, BLOCK_K,
-        )  # fmt: skip
+    o_d, m_d = part_channels(i_part, SIZES)
+    request_row = tl.load(tokens.request_row + i_t).to(tl.int64)
+    if request_row >= 0:
+        b_x = stream_at(x, i_t, o_d, m_d).to(tl.float32)
+        tl.store(partials.x2 + i_t * SIZES.N_PARTS + i_part, tl.sum(b_x * b_x, axis=0))
+        for i_pair in range(SIZES.M):
+            slot = tl.load(tokens.set_slot + request_row * tokens.slot_stride + i_pair).to(tl.int64)
+            if slot >= 0:
+                first = tl.load(bank.offset + slot).to(tl.int64)
+                n_latents = tl.load(bank.n_latents + slot)
+                for i_k in tl.range(0, n_latents, SIZES.BLOCK_K, num_stages=3):
+                    o_k = i_k + tl.arange(0, SIZES.BLOCK_K)
+                    m_k = o_k < n_latents
+                    b_pre = pre_activations(b_x, bank, first + o_k, m_k, o_d, m_d, SIZES)
+                    o_partial = (i_t * SIZES.M + i_pair) * SIZES.MAX_LATENTS + o_k
+                    p_partial = partials.pre + o_partial * SIZES.N_PARTS + i_part
+                    tl.store(p_partial, b_pre, mask=m_k)
 
 
 @jit
 def _token_kernel(
-    x,  # Stream
+    x,  # StreamPointers
     bank,  # SteeringBank
-    tokens,  # Tokens
-    p_partial,  # [T, M, MAX_LATENTS, N_PARTS] fp32; None with one part
-    p_x2,  # [T, N_PARTS] fp32; None with one part
+    tokens,  # TokenPointers
+    partials,  # PartialPointers; None where there is one part
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written; or None
     max_dose,  # or None
-    D: tl.constexpr,
-    M: tl.constexpr,
-    N_PARTS: tl.constexpr,
-    PART_D: tl.constexpr,
-    MAX_LATENTS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LARGEST: tl.constexpr,
+    SIZES: tl.constexpr,
 ):
-    """Program (token, part): steer the part's channels of the token."""
+    """Grid (token, part). Steer the part's channels of the token."""
     i_t = tl.program_id(0).to(tl.int64)
-    i_part = tl.program_id(1)
-    o = tl.arange(0, BLOCK_D)
-    o_d = i_part * PART_D + o
-    m_d = (o < PART_D) & (o_d < D)
-    steer_token(
-        x, bank, tokens, p_partial, p_x2, p_dose, max_dose, i_t, i_part, o_d, m_d,
-        D, M, N_PARTS, PART_D, MAX_LATENTS, BLOCK_K, LARGEST,
-    )  # fmt: skip
+    steer_token(x, bank, tokens, partials, p_dose, max_dose, i_t, tl.program_id(1), SIZES)
 
 
 @jit(do_not_specialize=["n_tokens"])
 def _tile_kernel(
-    x,  # Stream
+    x,  # StreamPointers
     bank,  # SteeringBank
-    tokens,  # Tokens
+    tokens,  # TokenPointers
     p_dose,  # [T, DOSE_PARTS, 2] fp32, written in part 0; or None
     max_dose,  # or None
     n_tokens,
-    D: tl.constexpr,
-    M: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    MAX_LATENTS: tl.constexpr,
-    WALK_D: tl.constexpr,
-    WALK_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    LARGEST: tl.constexpr,
+    SIZES: tl.constexpr,
+    TILE: tl.constexpr,  # TileSizes
 ):
-    """Program (tile, walker): the tile at once where its tokens share their sets, else one by one.
+    """Grid (tile, walker). If all steered tokens of the tile have the same sets, walker 0 steers
+    them together with tl.dot. Otherwise the walkers share the tokens and steer them one by one.
 
-    A tile's rows are written by walker 0 alone, or each by the walker of its token. Walker 0 walks,
-    too, to the tokens of the tile whose change may have to be shortened: the others' bits are then
-    the same as without these.
+    Walker 0 also goes, one by one, to the tokens of a shared tile whose change may have to be
+    shortened. So the other tokens' bits do not depend on these.
     """
     i_tile = tl.program_id(0).to(tl.int64)
     i_walker = tl.program_id(1)
-    o_t = i_tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    b_row = tl.load(tokens.row + o_t, mask=o_t < n_tokens, other=-1).to(tl.int64)
-    b_scale = tl.load(tokens.scale + o_t, mask=b_row >= 0, other=0.0)
+    first_t = i_tile * TILE.BLOCK_T
+    o_t = first_t + tl.arange(0, TILE.BLOCK_T)
+    p_request_row = tokens.request_row + o_t
+    b_request_row = tl.load(p_request_row, mask=o_t < n_tokens, other=-1).to(tl.int64)
+    b_scale = tl.load(tokens.scale + o_t, mask=b_request_row >= 0, other=0.0)
     m_t = b_scale != 0
-    lead = tl.max(tl.where(m_t, b_row, -1))
-    if lead >= 0:
-        n_latents = shared_latents(bank, tokens, b_row, m_t, lead, M)
+    lead_row = tl.max(tl.where(m_t, b_request_row, -1))
+    if lead_row >= 0:
+        n_latents = shared_latents(bank, tokens, b_request_row, m_t, lead_row, SIZES)
         n_walkers = tl.num_programs(1)
-        todo = -1  # a bit for each token that is walked to
-        if (n_latents > 0) & (n_latents <= MAX_LATENTS):
+        one_by_one = -1  # a bit per token: all
+        if (n_latents > 0) & (n_latents <= SIZES.MAX_LATENTS):
             n_walkers = 1
-            todo = 0
+            one_by_one = 0
             if i_walker == 0:
                 if n_latents <= 16:
-                    todo = steer_tile(
-                        x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, 16, BLOCK_D, LARGEST,
+                    one_by_one = steer_tile(
+                        x, bank, tokens, p_dose, max_dose,
+                        o_t, b_request_row, b_scale, m_t, lead_row, SIZES, TILE, BLOCK_K=16,
                     )  # fmt: skip
                 else:
-                    todo = steer_tile(
-                        x, bank, tokens, p_dose, max_dose, o_t, b_row, b_scale, m_t, lead,
-                        D, M, BLOCK_T, BLOCK_M, MAX_LATENTS, BLOCK_D, LARGEST,
+                    one_by_one = steer_tile(
+                        x, bank, tokens, p_dose, max_dose,
+                        o_t, b_request_row, b_scale, m_t, lead_row, SIZES, TILE,
+                        BLOCK_K=SIZES.MAX_LATENTS,
                     )  # fmt: skip
-        if todo != 0:  # also with constants alone, which share nothing but a vector
-            o_d = tl.arange(0, WALK_D)
-            for i in range(i_walker, BLOCK_T, n_walkers):
-                if (i_tile * BLOCK_T + i < n_tokens) & (((todo >> i) & 1) != 0):
-                    steer_token(
-                        x, bank, tokens, None, None, p_dose, max_dose,
-                        i_tile * BLOCK_T + i, 0, o_d, o_d < D,
-                        D, M, 1, D, MAX_LATENTS, WALK_K, LARGEST,
-                    )  # fmt: skip
+        # Sets of constants alone come here, too: their tokens would share nothing but a vector.
+        if one_by_one != 0:
+            for i in range(i_walker, TILE.BLOCK_T, n_walkers):
+                if (first_t + i < n_tokens) & (((one_by_one >> i) & 1) != 0):
+                    steer_token(x, bank, tokens, None, p_dose, max_dose, first_t + i, 0, SIZES)
 
 
 def steer_triton_(
@@ -319,7 +284,7 @@ def steer_triton_(
     dose: Tensor | None = None,
     max_dose: float | None = None,
 ) -> None:
-    """The launcher, for fp32, bf16 and fp16: arguments as those of :func:`steer_torch_`."""
+    """Launch the kernels, for fp32, bf16 and fp16; arguments as of :func:`steer_reference_`."""
     bank, set_slot, strength, token_row, token_scale = from_schema(tables)
     n_tokens, d_model = hidden.shape
     n_pairs = set_slot.shape[1]
@@ -327,40 +292,53 @@ def steer_triton_(
         return
     blocks = steer_blocks(n_tokens, d_model, hidden.element_size())
     x, tokens = as_pointers(hidden, residual, token_row, token_scale, set_slot, strength)
-    arguments: dict[str, Any] = {
-        "x": x,
-        "bank": bank,
-        "tokens": tokens,
-        "D": d_model,
-        "M": n_pairs,
-        "MAX_LATENTS": MAX_LATENTS,
-        "num_warps": blocks.walk.num_warps,
-    }
-    caps = {"p_dose": dose, "max_dose": max_dose, "LARGEST": largest_norm(hidden.dtype)}
+    sizes = Sizes(
+        D=d_model,
+        M=n_pairs,
+        MAX_LATENTS=MAX_LATENTS,
+        LARGEST=largest_norm(hidden.dtype),
+        N_PARTS=blocks.n_parts,
+        PART_D=blocks.part_d,
+        BLOCK_D=blocks.walk.block_d,
+        BLOCK_K=blocks.walk.block_k,
+    )
     if blocks.tile_t > 1:
+        tile = TileSizes(blocks.tile_t, max(16, next_power_of_2(n_pairs)), blocks.tile_d)
         _tile_kernel[(-(-n_tokens // blocks.tile_t), blocks.n_walkers)](
-            **arguments,
-            **caps,
+            x=x,
+            bank=bank,
+            tokens=tokens,
+            p_dose=dose,
+            max_dose=max_dose,
             n_tokens=n_tokens,
-            BLOCK_M=max(16, next_power_of_2(n_pairs)),
-            WALK_D=blocks.walk.block_d,
-            WALK_K=blocks.walk.block_k,
-            BLOCK_T=blocks.tile_t,
-            BLOCK_D=blocks.tile_d,
+            SIZES=sizes,
+            TILE=tile,
+            num_warps=blocks.walk.num_warps,
         )
         return
-    arguments |= {
-        "p_partial": None,
-        "p_x2": None,
-        "N_PARTS": blocks.n_parts,
-        "PART_D": blocks.part_d,
-        "BLOCK_D": blocks.walk.block_d,
-        "BLOCK_K": blocks.walk.block_k,
-    }
     grid = (n_tokens, blocks.n_parts)
+    partials = None
     if blocks.n_parts > 1:
-        scratch = partial(hidden.new_empty, dtype=torch.float32)
-        arguments["p_partial"] = scratch((n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts))
-        arguments["p_x2"] = scratch((n_tokens, blocks.n_parts))
-        _partial_kernel[grid](**arguments)
-    _token_kernel[grid](**arguments, **caps)
+        shape = (n_tokens, n_pairs, MAX_LATENTS, blocks.n_parts)
+        partials = PartialPointers(
+            pre=hidden.new_empty(shape, dtype=torch.float32),
+            x2=hidden.new_empty((n_tokens, blocks.n_parts), dtype=torch.float32),
+        )
+        _partial_kernel[grid](
+            x=x,
+            bank=bank,
+            tokens=tokens,
+            partials=partials,
+            SIZES=sizes,
+            num_warps=blocks.walk.num_warps,
+        )
+    _token_kernel[grid](
+        x=x,
+        bank=bank,
+        tokens=tokens,
+        partials=partials,
+        p_dose=dose,
+        max_dose=max_dose,
+        SIZES=sizes,
+        num_warps=blocks.walk.num_warps,
+    )

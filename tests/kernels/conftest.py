@@ -11,6 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # these tests' own modules
 
 from op_inputs import DEVICE
+from steering_cases import FEW
+
+import saif_kernels.steer as steer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +26,9 @@ def gpu_rounding() -> Iterator[None]:
 
     with bf16_put_right():
         yield
+
+
+@pytest.fixture
+def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens have programs of their own, or all lie in tiles; its parameter is indirect."""
+    monkeypatch.setattr(steer, "FEW_TOKENS", 10**6 if request.param == FEW else 0)

@@ -1,16 +1,26 @@
-"""One generator of inputs for all uses of the steering op, and one naive float64 oracle."""
+"""One generator of inputs for all uses of the steering op, and the change that is specified."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
-from saif_kernels.steer import steer_torch_
+from saif_kernels._steer_cpu import steer_cpu_
+from saif_kernels.steer import steer_blocks, steer_reference_, steer_triton_
 
+OPS: dict[str, Callable[..., None]] = {
+    "specification": steer_reference_,
+    "cpu": steer_cpu_,
+    "kernel": steer_triton_,
+}
+FEW, MANY = "token-a-program", "tiles"  # values of the fixture ``regime``
 NEAR = 1e-4  # of a threshold: there, the order of an fp32 sum may decide
 
 # (p, q, lo, gated) of every edit kind, with values of the size of an activation.
@@ -115,54 +125,36 @@ def make_case(
     return Case(hidden, residual if with_residual else None, bank, rows, token_row, token_scale)
 
 
-class Expected(NamedTuple):
-    """What the formula gives, in float64, and where rounding may decide otherwise."""
-
-    hidden: Tensor  # [T, d_model] float64
-    near_threshold: Tensor  # [T] bool
-
-
-def oracle(case: Case, epsilon: float) -> Expected:
-    """design.md's formula as loops over tokens, sets and latents; epsilon: how near counts."""
-    bank = SteeringBank(*(t.double() if t.is_floating_point() else t for t in case.bank))
-    x = case.hidden if case.residual is None else case.hidden + case.residual
-    x = x.double()
-    result = case.hidden.double().clone()  # .double() of fp64 is the tensor itself
-    near = torch.zeros(len(x), dtype=torch.bool)
-    for t, row in enumerate(case.token_row.tolist()):
-        scale = float(case.token_scale[t])
-        if row < 0 or scale == 0:
-            continue
-        for slot, strength in zip(
-            case.rows.set_slot[row].tolist(), case.rows.strength[row].tolist(), strict=True
-        ):
-            if slot < 0:
-                continue
-            delta = bank.vector[slot].clone()
-            begin = int(bank.offset[slot])
-            for i in range(begin, begin + int(bank.n_latents[slot])):
-                pre = float(x[t] @ bank.W_enc[i] + bank.b_enc[i])
-                threshold = float(bank.threshold[i])
-                near[t] |= abs(pre - threshold) < epsilon
-                a = pre if pre > threshold else 0.0
-                change = max(float(bank.lo[i]), float(bank.p[i]) + float(bank.q[i]) * a)
-                if bank.gated[i] and not a > 0:
-                    change = 0.0
-                delta += change * bank.W_dec[i]
-            result[t] += scale * strength * delta
-    return Expected(result, near)
-
-
-def in_float64(case: Case) -> tuple[Tensor, Tensor]:
-    """The reference's change in float64 [T, d], and which tokens lie near a threshold [T]."""
+def in_float64(case: Case) -> Tensor:
+    """The specification's change [T, d_model] in float64, before it is rounded."""
+    device, case = case.hidden.device, case.to("cpu")
     x = (case.hidden if case.residual is None else case.hidden + case.residual).double()
     bank = SteeringBank(*(t.double() if t.is_floating_point() else t for t in case.bank))
     steered = x.clone()
-    steer_torch_(steered, None, *case._replace(bank=bank).flat()[2:])
-    used = bank.W_enc.any(1)
-    near = ((x @ bank.W_enc.T + bank.b_enc - bank.threshold).abs() < NEAR)[:, used].any(1)
-    live = (case.token_row >= 0) & (case.token_scale != 0)
-    return steered - x, near & live
+    tables = case._replace(bank=bank).flat()[2:]
+    steer_reference_(steered, None, *tables)
+    return (steered - x).to(device)
+
+
+def near_threshold(case: Case, epsilon: float = NEAR) -> Tensor:
+    """[T]: a latent of the token's sets has a pre-activation within epsilon of its threshold."""
+    bank, rows = case.bank, case.rows
+    x = (case.hidden if case.residual is None else case.hidden + case.residual).double()
+    pre = x @ bank.W_enc.double().T + bank.b_enc
+    i = torch.arange(len(bank.b_enc), device=x.device)
+    first, n_latents = bank.offset[:, None], bank.n_latents[:, None]
+    of_set = (first <= i) & (i < first + n_latents)  # [S, P]
+    of_request = (of_set[rows.set_slot.long()] & (rows.set_slot >= 0)[..., None]).any(1)  # [N, P]
+    near = (pre - bank.threshold).abs() < epsilon  # [T, P]
+    steered = (case.token_row >= 0) & (case.token_scale != 0)
+    return (near & of_request[case.token_row.long()]).any(1) & steered
+
+
+def n_parts(op: Callable[..., None], hidden: Tensor) -> int:
+    """Parts of the dose that ``op`` writes of a token."""
+    if op is steer_reference_:
+        return 1
+    return steer_blocks(*hidden.shape, hidden.itemsize).n_parts
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -175,3 +167,12 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     else:
         buffer = x.new_full((n_tokens + 5, d_model + 8), torch.nan)[2 : 2 + n_tokens, :d_model]
     return buffer.copy_(x)
+
+
+def pairwise_by_regime(factors: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Parameters ("factors", "regime") that hold every pair of values, regimes among them."""
+    return [
+        pytest.param(case, regime, id="-".join(str(value) for value in (*case.values(), regime)))
+        for case in pairwise({**factors, "regime": [FEW, MANY]})
+        for regime in [case.pop("regime")]
+    ]

@@ -21,12 +21,11 @@ from saif_kernels import (
     add_steer_rms_norm,
     encode_moments,
     encode_topk,
-    prepare_steps,
+    prepare_steps_,
     steer_,
-    tally_steps,
+    tally_steps_,
     topk_rank,
 )
-from saif_kernels.tally import PLANNED, STEERED, columns
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_inputs import DEVICE
@@ -116,7 +115,7 @@ def test_a_step_replays_with_new_positions_and_requests() -> None:
     positions = torch.zeros(n_tokens, dtype=torch.int64, device=DEVICE)
 
     def step() -> None:
-        prepare_steps(
+        prepare_steps_(
             static.token_row, static.token_scale, starts, request_row, positions, static.rows
         )
         steer_(*static)
@@ -150,16 +149,16 @@ def test_a_step_replays_with_its_tally(n_tokens: int, d_model: int, max_dose: fl
 
     def step() -> None:
         batch = (static.token_row, static.token_scale, starts, request_row, positions)
-        prepare_steps(*batch, static.rows, tally.token_fresh, tally.counts)
+        prepare_steps_(*batch, static.rows, tally.token_fresh, tally.counts)
         steer_(*static, dose=tally.dose[0], max_dose=max_dose)
-        tally_steps(static.token_row, tally)
+        tally_steps_(static.token_row, tally)
 
     def tallied(launch: Callable[[], object], hidden: Tensor) -> tuple[Tensor, ...]:
         for row in range(4):
             tally.clear(row)
         static.hidden.copy_(hidden)
         launch()
-        return static.hidden.clone(), *(table.clone() for table in columns(tally.table))
+        return static.hidden.clone(), *(table.clone() for table in Tally.columns(tally.table))
 
     replay = captured(step)
     for seed in (1, 2):
@@ -168,8 +167,8 @@ def test_a_step_replays_with_its_tally(n_tokens: int, d_model: int, max_dose: fl
         for row in (0, 3):
             static.rows.write(row, [(row % 2, 0.5), (2, 1.0)], 2 + seed)
         replayed, launched = (tallied(launch, fresh.hidden) for launch in (replay, step))
-        assert (launched[1][:, STEERED] > 0).tolist() == [True, False, False, True]
-        assert torch.equal(launched[1][:, PLANNED], launched[1][:, STEERED])
+        assert (launched[1][:, Tally.STEERED] > 0).tolist() == [True, False, False, True]
+        assert torch.equal(launched[1][:, Tally.PLANNED], launched[1][:, Tally.STEERED])
         # The sums of doses are of any order.
         torch.testing.assert_close(replayed, launched, rtol=1e-6, atol=0)
         assert tally.missed.item() == 0 and (tally.dose == -1).all()

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_kernels import Moments, encode, encode_moments
-from saif_kernels.encode_moments import encode_moments_torch, encode_moments_triton
-from saif_kernels.encode_topk import encode_topk_triton
+from saif_kernels import Moments, encode_moments
+from saif_kernels.encode import _tile
+from saif_kernels.encode._tile import MAX_K
+from saif_kernels.encode.moments import encode_moments_torch, encode_moments_triton
+from saif_kernels.encode.topk import encode_topk_triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import (
@@ -78,16 +80,31 @@ def test_equals_float64(op: Any, case: dict[str, Any]) -> None:
 def test_whole_numbers_and_their_ties_are_exact(
     op: Any, dtype: torch.dtype, kind: str, n_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "PROGRAMS", 1)  # the cuts' programs walk all of d_sae
+    monkeypatch.setattr(_tile, "PROGRAMS", 1)  # the cuts' programs walk all of d_sae
     case = whole_numbers(n_tokens, dtype, kind, DEVICE)
     assert torch.equal(run(op, case), expected(case))
 
 
 @either
 def test_groups_of_tiles_leave_no_latent_out(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
+    monkeypatch.setattr(_tile, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
     case = whole_numbers(70, torch.float32, "relu", DEVICE)
     assert torch.equal(run(op, case), expected(case))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_of_tokens_add_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tile, "_CHUNK", 7 * 300)  # 7 tokens
+    case = whole_numbers(20, torch.float32, kind, DEVICE)
+    assert torch.equal(run(encode_moments_torch, case), expected(case))
+
+
+@either
+def test_a_token_may_have_more_latents_than_registers_hold(op: Any) -> None:
+    case = whole_numbers(9, torch.float32, "topk", DEVICE)
+    sae = case.sae._replace(k=MAX_K + 24, b_enc=case.sae.b_enc + 500)  # so that all are positive
+    many = case._replace(sae=sae)
+    assert torch.equal(run(op, many), expected(many))
 
 
 @either

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_kernels import TopK, encode, encode_topk
-from saif_kernels.encode_topk import encode_topk_torch, encode_topk_triton
+from saif_kernels import TopK, encode_topk
+from saif_kernels.encode import _tile
+from saif_kernels.encode.topk import encode_topk_torch, encode_topk_triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import (
@@ -69,8 +70,8 @@ def test_ties_go_to_the_lower_index(
     op: Any, dtype: torch.dtype, kind: str, n_programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With one program a tile of tokens, it walks all of d_sae; else each walks one tile.
-    monkeypatch.setattr(encode, "PROGRAMS", n_programs)
-    monkeypatch.setattr(encode, "PARTS_TOGETHER", 1)
+    monkeypatch.setattr(_tile, "PROGRAMS", n_programs)
+    monkeypatch.setattr(_tile, "PARTS_TOGETHER", 1)
     case = whole_numbers(70, dtype, kind, DEVICE)
     values, indices = expected(case, 12)
     assert (values.diff(dim=1) == 0).any()
@@ -81,7 +82,7 @@ def test_ties_go_to_the_lower_index(
 
 @either
 def test_groups_of_tiles_leave_no_token_out(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
+    monkeypatch.setattr(_tile, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
     case = whole_numbers(300, torch.float32, "relu", DEVICE)
     values, indices = expected(case, 3)
     result = run(op, case, 3)
@@ -159,7 +160,7 @@ SAE = random_encode().sae
         (torch.zeros(3, 64, dtype=torch.float16), SAE, 1, "x: expected .* as W_enc"),
         (torch.zeros(3, 64), SAE, 0, "k: expected 1 to 256, got 0"),
         (torch.zeros(3, 64), SAE, 257, "k: expected 1 to 256, got 257"),
-        (torch.zeros(3, 64), SAE._replace(k=301), 1, "sae.k: expected 1 to 256, got 301"),
+        (torch.zeros(3, 64), SAE._replace(k=301), 1, "sae.k: expected 1 to 300, got 301"),
         (torch.zeros(3, 64), SAE._replace(b_enc=torch.zeros(2)), 1, r"b_enc: expected \[300\]"),
         (torch.zeros(3, 64), SAE._replace(threshold=torch.zeros(1).expand(300)), 1, "contiguous"),
         (torch.zeros(3, 64), SAE._replace(W_enc=torch.zeros(300, 64).T), 1, "W_enc: expected"),

@@ -23,8 +23,8 @@ from waits import Methods, Ops, described
 
 import saif_kernels.steer as steer
 from saif_kernels import DOSE_PARTS, Tally
-from saif_kernels.steps import prepare_steps_triton
-from saif_kernels.tally import tally_steps_triton
+from saif_kernels.prepare_steps import prepare_steps_triton_
+from saif_kernels.tally_steps import tally_steps_triton_
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def test_prepare_steps(with_tally: bool) -> None:
         positions[: len(steps.positions)] = steps.positions
         steps, tally = steps._replace(positions=positions), Tally.allocate(2, 100, 8, DEVICE)
         fresh = {"token_fresh": tally.token_fresh, "counts": tally.counts} if with_tally else {}
-        return lambda: prepare_steps_triton(*steps, **fresh)
+        return lambda: prepare_steps_triton_(*steps, **fresh)
 
     assert [entry[0] for entry in check(launch_of)] == ["_steps_kernel"]
 
@@ -98,7 +98,7 @@ def test_prepare_steps(with_tally: bool) -> None:
 def test_tally_steps() -> None:
     def launch_of(seed: int) -> Callable[[], None]:
         token_row, tally = random_tally(seed=seed, device=DEVICE)
-        return lambda: tally_steps_triton(token_row, *tally_arguments(tally))
+        return lambda: tally_steps_triton_(token_row, *tally_arguments(tally))
 
     assert check(launch_of)[-1][0] == "_tally_kernel"
 

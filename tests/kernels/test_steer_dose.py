@@ -7,8 +7,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from op_inputs import DEVICE
-from pairwise import pairwise
-from steering_cases import Case, in_float64, laid_out, make_case
+from steering_cases import (
+    FEW,
+    MANY,
+    OPS,
+    Case,
+    in_float64,
+    laid_out,
+    make_case,
+    n_parts,
+    near_threshold,
+    pairwise_by_regime,
+)
 from torch import Tensor
 
 import saif_kernels.steer as steer
@@ -20,11 +30,6 @@ TOLERANCE = {
     torch.bfloat16: 2**-13,  # a product's two factors, squared
     torch.float16: 2**-13,  # residual and latents as in bf16
 }
-OPS: dict[str, Callable[..., None]] = {
-    "reference": steer.steer_torch_,
-    "kernel": steer.steer_triton_,
-}
-FEW, MANY = "token-a-program", "tiles"
 FACTORS = {
     "op": list(OPS),
     "dtype": list(TOLERANCE),
@@ -34,7 +39,6 @@ FACTORS = {
     "one_combination": [True, False],
     "layout": ["contiguous", "strided", "padded"],
     "with_residual": [True, False],
-    "regime": [FEW, MANY],
 }
 
 
@@ -57,35 +61,22 @@ def check(op: Callable[..., None], case: Case, layout: str = "contiguous") -> No
     """Sums of each part against float64; -1 wherever nothing is to be written."""
     n_tokens, d_model = case.hidden.shape
     dose = run(op, case, layout)[1].double()
-    n_parts = steer.steer_blocks(n_tokens, d_model, case.hidden.itemsize).n_parts
+    parts = n_parts(op, case.hidden)
     steered = (case.token_row >= 0) & (case.token_scale != 0)
     assert steered.any()
     assert (dose[:n_tokens][~steered] == -1).all()
-    assert (dose[n_tokens:] == -1).all() and (dose[:, n_parts:] == -1).all()
-    change, near = in_float64(case)
+    assert (dose[n_tokens:] == -1).all() and (dose[:, parts:] == -1).all()
+    change = in_float64(case)
     x = (case.hidden if case.residual is None else case.hidden + case.residual).double()
-    clear = steered & ~near
-    for part, channels in enumerate(torch.arange(d_model).tensor_split(n_parts)):
+    clear = steered & ~near_threshold(case)
+    for part, channels in enumerate(torch.arange(d_model).tensor_split(parts)):
         for i, values in enumerate((change, x)):
             truth = values[clear][:, channels].square().sum(1)
             error = (dose[:n_tokens][clear, part, i] - truth).abs()
             assert (error <= TOLERANCE[case.hidden.dtype] * truth).all()
 
 
-@pytest.fixture
-def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steer, "FEW_TOKENS", 10**6 if request.param == FEW else 0)
-
-
-@pytest.mark.parametrize(
-    ("factors", "regime"),
-    [
-        pytest.param(case, regime, id="-".join(str(value) for value in (*case.values(), regime)))
-        for case in pairwise(FACTORS)
-        for regime in [case.pop("regime")]
-    ],
-    indirect=["regime"],
-)
+@pytest.mark.parametrize(("factors", "regime"), pairwise_by_regime(FACTORS), indirect=["regime"])
 def test_equals_float64(factors: dict[str, object], regime: None) -> None:
     factors = dict(factors)
     op, layout, n_live = (factors.pop(name) for name in ("op", "layout", "n_live"))
@@ -167,7 +158,7 @@ def test_no_change_is_longer_than_the_cap(
         one_combination=one_combination,
         seed=2,
     ).to(DEVICE)
-    change, near = in_float64(case)
+    change, near = in_float64(case), near_threshold(case)
     x = (case.hidden + case.residual).double()
     doses = change.norm(dim=1) / x.norm(dim=1)
     clear = (case.token_row >= 0) & (case.token_scale != 0) & ~near
@@ -180,8 +171,7 @@ def test_no_change_is_longer_than_the_cap(
     torch.testing.assert_close(
         hidden.double()[~near], truth[~near], rtol=rounding, atol=rounding * truth.abs().max()
     )
-    n_parts = steer.steer_blocks(n_tokens, d_model, dtype.itemsize).n_parts
-    sums = dose[:n_tokens, :n_parts].double()
+    sums = dose[:n_tokens, : n_parts(OPS[op], case.hidden)].double()
     assert torch.equal((sums[clear, :, 1] < 0).all(1), factor[clear] < 1)  # the mark
     change2, x2 = sums.abs().sum(1).unbind(1)
     written = (change2 / x2).sqrt()[clear]
@@ -221,7 +211,7 @@ def test_a_cap_that_is_none_is_refused(max_dose: float) -> None:
 def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     case = make_case(n_tokens=9).to(DEVICE)
     dose = torch.full((9, DOSE_PARTS, 2), -1.0, device=DEVICE)
-    expected = run(OPS["kernel" if DEVICE == "cuda" else "reference"], case)
+    expected = run(OPS["kernel" if DEVICE == "cuda" else "cpu"], case)
     hidden = case.hidden.clone()
     steer_(hidden, *case[1:], dose=dose)
     assert torch.equal(hidden, expected[0])

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from op_inputs import DEVICE
-from steering_cases import Case, make_case
+from steering_cases import OPS, Case, make_case, n_parts
 from torch import Tensor
 
 import saif_kernels.steer as steer
 from saif_kernels import DOSE_PARTS, largest_norm
 
-OPS: dict[str, Callable[..., None]] = {
-    "reference": steer.steer_torch_,
-    "kernel": steer.steer_triton_,
-}
 # Tokens, channels, whether a tile's tokens share their sets, tokens that are few.
 REGIMES = {
     "tokens": (7, 64, False, 10**6),
@@ -52,8 +46,7 @@ def run(op: str, case: Case, max_dose: float | None = None) -> tuple[Tensor, Ten
     hidden = case.hidden.clone()
     dose = torch.full((len(hidden), DOSE_PARTS, 2), -1.0, device=DEVICE)
     OPS[op](hidden, *case.flat()[1:], dose=dose, max_dose=max_dose)
-    n_parts = steer.steer_blocks(len(hidden), hidden.shape[1], hidden.itemsize).n_parts
-    return hidden, dose[:, :n_parts].double()
+    return hidden, dose[:, : n_parts(OPS[op], hidden)].double()
 
 
 def stream(hidden: Tensor, case: Case) -> Tensor:

@@ -1,4 +1,4 @@
-"""steer_'s kernels against float64, on a GPU or under the interpreter, and what they promise."""
+"""steer_'s kernels against its specification, and their promises: on a GPU, or interpreted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_inputs import DEVICE
-from pairwise import pairwise
-from steering_cases import EDITS, NEAR, Case, in_float64, laid_out, make_case, random_edits
+from steering_cases import (
+    EDITS,
+    FEW,
+    MANY,
+    NEAR,
+    Case,
+    in_float64,
+    laid_out,
+    make_case,
+    near_threshold,
+    pairwise_by_regime,
+    random_edits,
+)
 
 import saif_kernels.steer as steer
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
+from saif_kernels.bank import LATENT_FIELDS
 
 # Largest error and root of the mean squared one, over the largest expected value.
 TOLERANCE = {
@@ -20,7 +32,6 @@ TOLERANCE = {
     torch.float16: (2**-11, 2**-13),  # one rounding at the store to 11 bits
 }
 
-FEW, MANY = "token-a-program", "tiles"
 FACTORS = {
     "dtype": list(TOLERANCE),
     "d_model": [64, 300, 2304],
@@ -30,7 +41,6 @@ FACTORS = {
     "one_combination": [True, False],
     "layout": ["contiguous", "strided", "padded"],
     "with_residual": [True, False],
-    "regime": [FEW, MANY],
 }
 
 
@@ -46,8 +56,8 @@ def run(case: Case, layout: str = "contiguous") -> torch.Tensor:
 
 def check(case: Case, layout: str = "contiguous") -> int:
     """Compare; returns the number of tokens left out."""
-    result, (change, near) = run(case, layout), in_float64(case)
-    truth = case.hidden.double() + change
+    result, near = run(case, layout), near_threshold(case)
+    truth = case.hidden.double() + in_float64(case)
     idle = (case.token_row < 0) | (case.token_scale == 0)
     assert torch.equal(result[idle], case.hidden[idle])
     error = (result.double() - truth)[~near] / truth.abs().max()
@@ -57,20 +67,7 @@ def check(case: Case, layout: str = "contiguous") -> int:
     return int(near.sum())
 
 
-@pytest.fixture
-def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steer, "FEW_TOKENS", 10**6 if request.param == FEW else 0)
-
-
-@pytest.mark.parametrize(
-    ("factors", "regime"),
-    [
-        pytest.param(case, regime, id="-".join(str(value) for value in (*case.values(), regime)))
-        for case in pairwise(FACTORS)
-        for regime in [case.pop("regime")]
-    ],
-    indirect=["regime"],
-)
+@pytest.mark.parametrize(("factors", "regime"), pairwise_by_regime(FACTORS), indirect=["regime"])
 def test_equals_float64(factors: dict[str, object], regime: None) -> None:
     factors = dict(factors)
     layout, n_live = factors.pop("layout"), factors.pop("n_live")
@@ -171,7 +168,7 @@ class TestProperties:
         for slot in range(len(shuffled.offset)):
             first, k = int(shuffled.offset[slot]), int(shuffled.n_latents[slot])
             order = first + torch.randperm(k, generator=generator).to(DEVICE)
-            for name in SteeringBank._fields[:8]:
+            for name in LATENT_FIELDS:
                 table = getattr(shuffled, name)
                 table[first : first + k] = table[order]
         rows = RequestRows(case.rows.table.clone())

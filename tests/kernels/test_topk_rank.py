@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_kernels import encode, encode_topk, topk_rank
-from saif_kernels.topk_rank import topk_rank_torch, topk_rank_triton
+from saif_kernels import encode_topk, topk_rank
+from saif_kernels.encode import _tile
+from saif_kernels.encode.topk_rank import topk_rank_torch, topk_rank_triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import (
@@ -73,8 +74,8 @@ def test_ties_go_to_the_lower_index(
     n_programs: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encode, "PROGRAMS", n_programs)
-    monkeypatch.setattr(encode, "PARTS_TOGETHER", 1)
+    monkeypatch.setattr(_tile, "PROGRAMS", n_programs)
+    monkeypatch.setattr(_tile, "PARTS_TOGETHER", 1)
     case = whole_numbers(70, dtype, "relu", DEVICE)
     latents = some(n_latents, 300)
     assert torch.equal(run(op, case, latents), expected(case, latents))
@@ -82,7 +83,7 @@ def test_ties_go_to_the_lower_index(
 
 @either
 def test_groups_of_tiles_leave_no_token_out(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
+    monkeypatch.setattr(_tile, "TILES_TOGETHER", 2)  # 5 tiles: the third group is half empty
     case = whole_numbers(300, torch.float32, "relu", DEVICE)
     latents = some(3, 300)
     assert torch.equal(run(op, case, latents), expected(case, latents))

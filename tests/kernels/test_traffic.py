@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saif_kernels import RequestRows, SteeringBank
 from saif_kernels.add_steer_rms_norm import add_steer_rms_norm_triton
-from saif_kernels.encode_topk import MOST_TOKENS, encode_topk_triton
+from saif_kernels.encode.topk import MOST_TOKENS, encode_topk_triton
 from saif_kernels.steer import steer_triton_
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))

@@ -104,7 +104,9 @@ def test_it_comes_back_out_of_vllms_configuration() -> None:
     assert SteeringConfig.from_vllm_config(vllm_config(sent)) == SteeringConfig(**GOOD)
 
 
-@pytest.mark.parametrize("additional", [{}, None, {"other": 1}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "additional", [{}, None, {"other": 1}, object()], ids=["empty", "none", "others", "object"]
+)
 def test_no_steering_asked_for(additional: object) -> None:
     assert SteeringConfig.from_vllm_config(SimpleNamespace(additional_config=additional)) is None
 

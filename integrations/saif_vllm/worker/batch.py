@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saif_kernels import RequestRows, prepare_steps
-from saif_kernels.rows import copy_to
+from saif_kernels import RequestRows, copy_from_host, prepare_steps_
 from saif_vllm.request import Steered
 from saif_vllm.worker.capture import LastTokenCapture, Wanted
 from saif_vllm.worker.proof import Proof
@@ -101,9 +100,9 @@ class BatchTables:
             # Faster than torch.tensor, by 10 us for 256 requests.
             rows = np.fromiter(map(self._row_of.__getitem__, requests), np.int32, len(requests))
             self._request_row = self._request_row.new_empty(len(requests))
-            copy_to(self._request_row, torch.from_numpy(rows))
+            copy_from_host(self._request_row, torch.from_numpy(rows))
         n_written = max(n_tokens, self._n_filled)
-        prepare_steps(
+        prepare_steps_(
             token_row=self.token_row[:n_written],
             token_scale=self.token_scale[:n_written],
             query_start_loc=query_start_loc,

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.placement import Placement
-from saif_kernels import LatentEdits, Window
-from saif_kernels._triton import compiles_in_time
-from saif_kernels.steer import FEW_TOKENS
+from saif_kernels import FEW_TOKENS, LatentEdits, Window, compiles_in_time
 from saif_vllm.request import SetUse, Steered
 from saif_vllm.worker.batch import BatchRequest
 from saif_vllm.worker.layers import HookedLayer, WorkerSteering

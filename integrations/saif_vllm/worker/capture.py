@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saif_kernels.rows import copy_to
+from saif_kernels import copy_from_host
 
 
 class Wanted(NamedTuple):
@@ -49,7 +49,9 @@ class LastTokenCapture:
     def assign(self, wanted: Sequence[Wanted]) -> None:
         """Set what a new batch wants captured."""
         self._wanted = self._wanted.new_empty(3, len(wanted))
-        copy_to(self._wanted, torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).T.contiguous())
+        copy_from_host(
+            self._wanted, torch.tensor(wanted, dtype=torch.int64).reshape(-1, 3).T.contiguous()
+        )
 
     def begin_step(self, query_start_loc: Tensor, positions: Tensor) -> None:
         """Find the tokens to keep in a step: a request's last one, if it ends its prompt.

@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saif_kernels import Tally, tally_steps
-from saif_kernels.tally import LAST
-from saif_kernels.tally import columns as tally_columns
+from saif_kernels import Tally, tally_steps_
 from saif_vllm.reporting import Dose, RequestReport, Totals
 from saif_vllm.request import Steered, format_sets
 from saif_vllm.worker.signals import Signals
 
+_N_COUNTS = Tally.HIGHEST_POSITION  # columns that count tokens; all come before that one
 _KEPT = 4096  # ended requests that can still be reported on
 
 
@@ -43,7 +42,7 @@ class Proof:
         # By serial, the oldest first: requests and their rows of the table.
         self._ended: OrderedDict[int, tuple[Steered, int]] = OrderedDict()
         # Sums over the requests that are no longer kept: tokens, and doses by layer.
-        self._evicted = tally.table.new_zeros(LAST + len(layers), dtype=torch.float64)
+        self._evicted = tally.table.new_zeros(_N_COUNTS + len(layers), dtype=torch.float64)
         self.signals = Signals(tally, warn_dose)
         self._sent = 0  # number under which the last step's counters were sent
 
@@ -85,7 +84,7 @@ class Proof:
             RuntimeError: in this or an earlier step, a planned token was not steered. A GPU's step
                 raises no later than when its output is read, see :meth:`nonfinite_of_last_step`.
         """
-        tally_steps(token_row, self.tally)
+        tally_steps_(token_row, self.tally)
         self._sent = self.signals.send_counters()
         self.signals.read_counters()
 
@@ -106,14 +105,14 @@ class Proof:
         """Sum over all requests since the start; waits for the device."""
         _, rows = self._remembered()
         sums = (_sum_rows(rows) + self._evicted).tolist()
-        planned, steered, shortened, nonfinite = map(int, sums[:LAST])
-        dose = dict(zip(self._layers, sums[LAST:], strict=True))
+        planned, steered, shortened, nonfinite = map(int, sums[:_N_COUNTS])
+        dose = dict(zip(self._layers, sums[_N_COUNTS:], strict=True))
         return Totals(planned, steered, shortened, nonfinite, dose)
 
     def report(self) -> list[RequestReport]:
         """Report on all remembered requests, oldest first; waits for the device."""
         found, tables = self._remembered()
-        counts, dose_sum, dose_max = (columns.tolist() for columns in tally_columns(tables.cpu()))
+        counts, dose_sum, dose_max = (columns.tolist() for columns in Tally.columns(tables.cpu()))
         return [
             RequestReport(
                 request_id=steered.request_id,
@@ -145,5 +144,5 @@ class Proof:
 
 def _sum_rows(rows: Tensor) -> Tensor:
     """Sum rows of a tally's table: tokens (all counts but the position), doses by layer; fp64."""
-    counts, dose_sum, _ = tally_columns(rows)
-    return torch.cat([counts[:, :LAST].double(), dose_sum.double()], dim=1).sum(0)
+    counts, dose_sum, _ = Tally.columns(rows)
+    return torch.cat([counts[:, :_N_COUNTS].double(), dose_sum.double()], dim=1).sum(0)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from saif_kernels import Tally
-from saif_kernels.tally import NONFINITE, SHORTENED
 from saif_vllm.request import Steered, format_sets
 
 logger = logging.getLogger("vllm.saif")
@@ -62,7 +61,7 @@ class Signals:
     def send_counters(self) -> int:
         """Send the counters as they are now; return the number of the copy."""
         counts = self._tally.counts
-        columns = [self._tally.missed, counts[:, NONFINITE], counts[:, SHORTENED]]
+        columns = [self._tally.missed, counts[:, Tally.NONFINITE], counts[:, Tally.SHORTENED]]
         if self._warn_dose is not None:
             columns.append(self._tally.dose_max.amax(1).view(torch.int32))
         flags = torch.cat(columns)

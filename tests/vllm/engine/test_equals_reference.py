@@ -11,8 +11,16 @@ from hf_reference import Comparison
 
 pytestmark = pytest.mark.engine
 
+EACH_MODE = pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, marks=[pytest.mark.smoke] if mode in ("v1-eager", "v2-eager") else [])
+        for mode in MODES
+    ],
+)
 
-@pytest.mark.parametrize("mode", MODES)
+
+@EACH_MODE
 def test_runs_as_it_says(mode: str, serve: Callable[[str], Served]) -> None:
     served = serve(mode)
     assert served.v2 == mode.startswith("v2")
@@ -20,7 +28,7 @@ def test_runs_as_it_says(mode: str, serve: Callable[[str], Served]) -> None:
     assert served.compilation == expected[mode.partition("-")[2]]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@EACH_MODE
 def test_mixed_batch_equals_the_reference(
     mode: str, serve: Callable[[str], Served], reference: Mapping[str, Any]
 ) -> None:
@@ -30,7 +38,7 @@ def test_mixed_batch_equals_the_reference(
     comparison.check()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@EACH_MODE
 def test_each_request_equals_its_solo_run(
     mode: str,
     serve: Callable[[str], Served],
@@ -44,7 +52,7 @@ def test_each_request_equals_its_solo_run(
     comparison.check()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@EACH_MODE
 def test_unsteered_requests_equal_an_engine_without_the_plugin(
     mode: str,
     serve: Callable[[str], Served],

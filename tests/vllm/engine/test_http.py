@@ -27,7 +27,7 @@ from saif_fast.tasks import get_task
 from saif_transformers import steer
 from saif_vllm.frontend.http import ROUTES
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.smoke]
 
 KEY = "a key"
 GREEDY: dict[str, Any] = {"model": "embedded", "temperature": 0}

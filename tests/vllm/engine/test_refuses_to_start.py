@@ -50,6 +50,7 @@ def test_plain_flags_steer(
             "hook_does_nothing",
             "canary: layer 1 steered no token of a decode batch",
             id="canary",
+            marks=pytest.mark.smoke,
         ),
         ("v2-eager", "hook_does_nothing", "canary: layer 1 steered no token of a decode batch"),
         ("v1-eager", "kernel_does_nothing", "canary: a vector at layer 1 did not change"),
@@ -105,6 +106,7 @@ def test_a_feature_that_would_steer_wrongly(
     assert f"{feature}: expected off in an engine that steers, got on" in served.log
 
 
+@pytest.mark.smoke
 def test_an_import_that_fails_in_the_engines_processes(set_dir: Path) -> None:
     env = {"SAIF_TEST_SABOTAGE": "import_fails_in_the_engine"}
     served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env, one_process=False))

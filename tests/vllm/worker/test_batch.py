@@ -22,8 +22,7 @@ from small_batches import (
 from torch import Tensor
 from waits import Methods, Ops
 
-from saif_kernels import Window, prepare_steps
-from saif_kernels.rows import copy_to
+from saif_kernels import Window, copy_from_host, prepare_steps_
 from saif_vllm.request import Steered
 from saif_vllm.worker.batch import BatchRequest, BatchTables
 
@@ -102,15 +101,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
     def launch(**arguments: Any) -> None:
         work.launches.append(len(arguments["token_row"]))
-        prepare_steps(**arguments)
+        prepare_steps_(**arguments)
 
     def copy(target: Tensor, host: Tensor) -> None:
         work.copies.append(host)
-        copy_to(target, host)
+        copy_from_host(target, host)
 
-    monkeypatch.setattr("saif_vllm.worker.batch.prepare_steps", launch)
-    monkeypatch.setattr("saif_vllm.worker.batch.copy_to", copy)
-    monkeypatch.setattr("saif_kernels.rows.copy_to", copy)
+    monkeypatch.setattr("saif_vllm.worker.batch.prepare_steps_", launch)
+    monkeypatch.setattr("saif_vllm.worker.batch.copy_from_host", copy)
+    monkeypatch.setattr("saif_kernels.request_rows.copy_from_host", copy)
     return work
 
 

@@ -25,7 +25,7 @@ def _binder(kernel: Any) -> Any:
 @contextmanager
 def launches_told(tell: Callable[[Key], None]) -> Iterator[None]:
     """Our steps' kernels are launched inside; ``tell`` is given Triton's own key of each launch."""
-    from saif_kernels import steer, steps, tally
+    from saif_kernels import prepare_steps, steer, tally_steps
 
     original = InterpretedFunction.run
 
@@ -37,8 +37,8 @@ def launches_told(tell: Callable[[Key], None]) -> Iterator[None]:
 
     library = torch.library.Library("saif", "IMPL")
     library.impl("steer_", steer.steer_triton_, "CPU")
-    library.impl("prepare_steps_", steps.prepare_steps_triton, "CPU")
-    library.impl("tally_steps_", tally.tally_steps_triton, "CPU")
+    library.impl("prepare_steps_", prepare_steps.prepare_steps_triton_, "CPU")
+    library.impl("tally_steps_", tally_steps.tally_steps_triton_, "CPU")
     try:
         with mock.patch.object(InterpretedFunction, "run", run):
             yield

@@ -12,9 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saif_kernels import OPEN_STOP, RequestRows, Tally, Window, prepare_steps
-from saif_kernels.steps import prepare_steps_torch, prepare_steps_triton
-from saif_kernels.tally import LAST
+from saif_kernels import OPEN_STOP, RequestRows, Tally, Window, prepare_steps_
+from saif_kernels.prepare_steps import prepare_steps_torch_, prepare_steps_triton_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_inputs import DEVICE
@@ -32,7 +31,7 @@ PROMPT_LEN = 5
 
 Prepare = Callable[..., None]
 either = pytest.mark.parametrize(
-    "prepare", [prepare_steps_torch, prepare_steps_triton], ids=["reference", "kernel"]
+    "prepare", [prepare_steps_torch_, prepare_steps_triton_], ids=["reference", "kernel"]
 )
 
 
@@ -136,11 +135,11 @@ def test_any_batch(
 )
 def test_the_kernel_equals_the_reference(n_requests: int, n_tokens: int) -> None:
     steps = random_steps(n_requests, n_tokens, DEVICE)
-    prepare_steps_torch(*steps)
+    prepare_steps_torch_(*steps)
     row, scale = steps.token_row.clone(), steps.token_scale.clone()
     steps.token_row.fill_(77)
     steps.token_scale.fill_(torch.nan)
-    prepare_steps_triton(*steps)
+    prepare_steps_triton_(*steps)
     assert torch.equal(steps.token_row, row)
     # The tolerance of each, at power 2 and scales above 2**-16.
     torch.testing.assert_close(steps.token_scale, scale, rtol=2 * 19 * 2**-22, atol=0.0)
@@ -183,7 +182,7 @@ def test_an_open_window_has_no_end(prepare: Prepare) -> None:
 @either
 def test_a_steered_token_beyond_what_was_counted_is_fresh(prepare: Prepare) -> None:
     tally = Tally.allocate(2, 12, 3, DEVICE)
-    tally.counts[:, LAST] = torch.tensor([-1, 6, 9])
+    tally.counts[:, Tally.HIGHEST_POSITION] = torch.tensor([-1, 6, 9])
     spans = [Span(0, 3, 3), Span(-1, 0, 1), Span(1, 5, 3), Span(2, 8, 2)]
     steps = make_steps(spans, table_of(*[Window(stop=3)] * 3), n_padding=2)
     before = tally.table.clone()
@@ -206,12 +205,12 @@ def test_an_empty_batch_has_nothing_fresh(prepare: Prepare) -> None:
 def test_the_kernel_finds_the_reference_s_fresh_tokens(n_requests: int, n_tokens: int) -> None:
     steps = random_steps(n_requests, n_tokens, DEVICE)
     tally = Tally.allocate(1, n_tokens, n_requests, DEVICE)
-    tally.counts[:, LAST] = torch.arange(-1, n_requests - 1) % 90
-    prepare_steps_torch(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
+    tally.counts[:, Tally.HIGHEST_POSITION] = torch.arange(-1, n_requests - 1) % 90
+    prepare_steps_torch_(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
     expected = tally.token_fresh.clone()
     assert 0 < (expected >= 0).sum() < (steps.token_row >= 0).sum()
     tally.token_fresh.fill_(77)
-    prepare_steps_triton(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
+    prepare_steps_triton_(*steps, token_fresh=tally.token_fresh, counts=tally.counts)
     assert torch.equal(tally.token_fresh, expected)
 
 
@@ -219,14 +218,14 @@ def test_the_registered_op_runs_behind_the_door_and_passes_opcheck() -> None:
     rows = table_of(*WINDOWS.values())
     spans = [Span(row, 2, 9) for row in range(len(WINDOWS))]
     steps, direct = (make_steps(spans, rows, n_padding=2) for _ in range(2))
-    prepare_steps(*steps[:5], rows)
-    launched = prepare_steps_triton if DEVICE == "cuda" else prepare_steps_torch
+    prepare_steps_(*steps[:5], rows)
+    launched = prepare_steps_triton_ if DEVICE == "cuda" else prepare_steps_torch_
     launched(*direct)
     assert torch.equal(steps.token_row, direct.token_row)
     assert torch.equal(steps.token_scale, direct.token_scale)
     tally = Tally.allocate(1, len(steps.token_row), len(WINDOWS), DEVICE)
     fresh = {"token_fresh": tally.token_fresh, "counts": tally.counts}
-    prepare_steps(*steps[:5], rows, **fresh)
+    prepare_steps_(*steps[:5], rows, **fresh)
     assert tally.token_fresh.max() == 10
     torch.library.opcheck(torch.ops.saif.prepare_steps_.default, tuple(steps))
     torch.library.opcheck(torch.ops.saif.prepare_steps_.default, tuple(steps), fresh)
@@ -249,7 +248,7 @@ def test_misfits_are_refused_before_anything_is_written(name: str, wrong: torch.
     steps = make_steps([Span(0, 0, 9)], rows)
     changed = steps._replace(**{name: wrong.to(DEVICE)})
     with pytest.raises(ValueError, match=f"{name}: expected"):
-        prepare_steps(*changed[:5], rows)
+        prepare_steps_(*changed[:5], rows)
     assert (steps.token_row == 77).all()
 
 
@@ -271,7 +270,7 @@ def test_misfit_counts_are_refused(name: str, wrong: torch.Tensor | None) -> Non
     steps = make_steps([Span(0, 0, 9)], rows)
     fresh = {"token_fresh": tally.token_fresh, "counts": tally.counts, name: wrong}
     with pytest.raises(ValueError, match=f"{name}: expected"):
-        prepare_steps(*steps[:5], rows, **fresh)
+        prepare_steps_(*steps[:5], rows, **fresh)
     assert (steps.token_row == 77).all()
 
 

@@ -1,4 +1,4 @@
-"""From positions to one request row and one scale a token, on the device."""
+"""The request row and the scale of each token of a step, derived on the device from positions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saif_kernels._triton import jit, tl
-from saif_kernels.rows import (
+from saif_kernels.request_rows import (
     N_SCALARS,
     OMEGA,
     POWER,
@@ -16,14 +16,14 @@ from saif_kernels.rows import (
     STOP,
     RequestRows,
 )
-from saif_kernels.tally import LAST, N_COUNTS
+from saif_kernels.tally_steps import Tally
 
-# A program's tokens, and the requests it compares them with at a time: 64 registers a thread, and
-# one round of loads for a batch of 256.
+# Tokens of a program, and requests that it compares them with at a time: 64 registers per thread,
+# and one round of loads for a batch of 256.
 _BLOCK_T, _BLOCK_N = 32, 256
 
 
-def prepare_steps(
+def prepare_steps_(
     token_row: Tensor,
     token_scale: Tensor,
     query_start_loc: Tensor,
@@ -38,25 +38,25 @@ def prepare_steps(
     Semantics: token t of request r (``query_start_loc[r] <= t < query_start_loc[r + 1]``) gets row
     ``request_row[r]`` and the scale of :class:`Window` at ``positions[t]``; every other token,
     padding included, and every token whose scale is 0, gets row -1 and scale 0. ``token_fresh`` is
-    a steered token's position where that is beyond all that the row has counted, else -1.
+    a steered token's position where the row has counted no position as high, else -1.
 
-    Everything is derived on the device from what the model itself reads: host copies of token
-    counts are upper bounds under asynchronous scheduling and speculation. No value leaves the
+    Everything is derived on the device from what the model itself reads, because host copies of
+    token counts are upper bounds under asynchronous scheduling and speculation. No value leaves the
     device.
 
     A scale without decay is exactly 0 or 1. With decay its relative error is within
-    ``2**-22 * (1 + power + |log2(scale)|)``, and one below ``2**-126`` may be 0.
+    ``2**-22 * (1 + power + |log2(scale)|)``. A scale below ``2**-126`` may be 0.
 
     Args:
         token_row: [T] int32, written.
         token_scale: [T] fp32, written.
         query_start_loc: [n + 1] int32, first token of each request; non-decreasing.
-        request_row: [n] int32, row of each request in ``rows``; -1 = unsteered.
+        request_row: [n] int32, row of each request in ``rows``, -1 = unsteered.
         positions: [>= query_start_loc[n]] int32 or int64, position of each token in its request,
             in tokens.
         rows: the request table.
-        token_fresh: [T] int32, written; given with ``counts`` or not at all.
-        counts: [N, 5] int32, of a :class:`~saif_kernels.tally.Tally` of as many rows. Read only.
+        token_fresh: [T] int32, written; given together with ``counts`` or not at all.
+        counts: [N, 5] int32, of a :class:`~saif_kernels.Tally` of as many rows. Read only.
 
     Raises:
         ValueError: a shape or dtype does not fit; nothing was written.
@@ -96,15 +96,15 @@ def _check_fresh(
         missing = "token_fresh" if token_fresh is None else "counts"
         raise ValueError(f"{missing}: expected token_fresh and counts or neither, got None")
     _check("token_fresh", token_fresh, n_tokens, torch.int32)
-    fits = counts.shape == (n_rows, N_COUNTS) and counts.dtype == torch.int32
+    fits = counts.shape == (n_rows, Tally.N_COUNTS) and counts.dtype == torch.int32
     if not fits or counts.stride(1) != 1:
         raise ValueError(
-            f"counts: expected [{n_rows}, {N_COUNTS}] {torch.int32}, a row's next to one another, "
+            f"counts: expected [{n_rows}, {Tally.N_COUNTS}] {torch.int32} with contiguous rows, "
             f"got {list(counts.shape)} {counts.dtype} of strides {counts.stride()}"
         )
 
 
-def prepare_steps_torch(
+def prepare_steps_torch_(
     token_row: Tensor,
     token_scale: Tensor,
     query_start_loc: Tensor,
@@ -115,7 +115,7 @@ def prepare_steps_torch(
     token_fresh: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> None:
-    """The reference of :func:`prepare_steps`, over ``table`` [N, 6 + 2 * M] int32 of the rows."""
+    """Specify :func:`prepare_steps_`, over the rows' ``table``; also what runs on CPUs."""
     token_row.fill_(-1)
     token_scale.zero_()
     if token_fresh is not None:
@@ -123,10 +123,10 @@ def prepare_steps_torch(
     n_requests = request_row.shape[0]
     if n_requests == 0:
         return
-    # Beyond the positions there is padding only.
+    # Tokens beyond the positions are padding.
     n_tokens = min(token_row.shape[0], positions.shape[0])
     token = torch.arange(n_tokens, dtype=torch.int32, device=token_row.device)
-    # right=True counts the starts at or before t; minus one is the request. Tokens past the last
+    # right=True counts the starts at or before t; one less is the request. Tokens past the last
     # end get n.
     request = torch.searchsorted(query_start_loc, token, right=True) - 1
     inside = (request >= 0) & (request < n_requests)
@@ -145,7 +145,7 @@ def prepare_steps_torch(
     token_row[:n_tokens] = torch.where(scale != 0, row, -1)
     if token_fresh is not None and counts is not None:
         position = positions[:n_tokens].int()
-        fresh = (scale != 0) & (position > counts[:, LAST][row.clamp(min=0)])
+        fresh = (scale != 0) & (position > counts[:, Tally.HIGHEST_POSITION][row.clamp(min=0)])
         token_fresh[:n_tokens] = torch.where(fresh, position, -1)
 
 
@@ -171,12 +171,12 @@ def _steps_kernel(
     STOP: tl.constexpr = STOP,
     OMEGA: tl.constexpr = OMEGA,
     POWER: tl.constexpr = POWER,
-    LAST: tl.constexpr = LAST,
+    HIGHEST_POSITION: tl.constexpr = Tally.HIGHEST_POSITION,
 ):
-    """Program: BLOCK_T tokens, of whichever requests they are, so that no batch is lopsided."""
+    """Grid (block of tokens,). A block holds tokens of any requests, so that no batch is uneven."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = o_t < n_tokens
-    # A token's request is the number of requests that end at or before it. To count them all is
+    # A token's request is the number of requests that end at or before it. Counting them all is
     # quicker than a binary search, each of whose steps would wait for a load.
     b_ended = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
     for i in range(0, n_requests, BLOCK_N):
@@ -185,10 +185,10 @@ def _steps_kernel(
         b_ended += (b_end[None, :] <= o_t[:, None]).to(tl.int32)
     b_request = tl.sum(b_ended, axis=1)
     m_inside = m_t & (b_request < n_requests) & (o_t >= tl.load(p_query_start_loc))
-    b_row = tl.load(p_request_row + b_request, mask=m_inside, other=-1)
+    b_request_row = tl.load(p_request_row + b_request, mask=m_inside, other=-1)
 
-    m_steered = b_row >= 0
-    p_row = p_table + b_row.to(tl.int64) * TABLE_STRIDE
+    m_steered = b_request_row >= 0
+    p_row = p_table + b_request_row.to(tl.int64) * TABLE_STRIDE
     b_position = tl.load(p_positions + o_t, mask=m_steered, other=0).to(tl.int64)
     b_prompt_len = tl.load(p_row + PROMPT_LEN, mask=m_steered, other=0)
     b_prompt = tl.load(p_row + PROMPT, mask=m_steered, other=0)
@@ -204,14 +204,14 @@ def _steps_kernel(
     b_scale = tl.where(b_generated < 0, b_prompt.to(tl.float32), tl.where(m_window, b_decay, 0.0))
     b_scale = tl.where(m_steered, b_scale, 0.0)
     tl.store(p_token_scale + o_t, b_scale, mask=m_t)
-    tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_row, -1), mask=m_t)
+    tl.store(p_token_row + o_t, tl.where(b_scale != 0, b_request_row, -1), mask=m_t)
     if p_counts is not None:
-        p_last = p_counts + b_row.to(tl.int64) * COUNTS_STRIDE + LAST
-        m_fresh = (b_scale != 0) & (b_position > tl.load(p_last, mask=m_steered, other=0))
+        p_highest = p_counts + b_request_row.to(tl.int64) * COUNTS_STRIDE + HIGHEST_POSITION
+        m_fresh = (b_scale != 0) & (b_position > tl.load(p_highest, mask=m_steered, other=0))
         tl.store(p_token_fresh + o_t, tl.where(m_fresh, b_position, -1), mask=m_t)
 
 
-def prepare_steps_triton(
+def prepare_steps_triton_(
     token_row: Tensor,
     token_scale: Tensor,
     query_start_loc: Tensor,
@@ -222,7 +222,7 @@ def prepare_steps_triton(
     token_fresh: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> None:
-    """The launcher: arguments as those of :func:`prepare_steps_torch`."""
+    """Launch the kernel; arguments as of :func:`prepare_steps_torch_`."""
     n_tokens = token_row.shape[0]
     if n_tokens == 0:
         return

@@ -1,13 +1,14 @@
-"""What the full encodes share: the SAE they take, their tiles, and the one product of a tile.
+"""The SAE that the full encodes take, the tiles that they cut a product into, and one tile of it.
 
-What a product rounds to may depend on where in which tile a number lies. So pre-activations are
-compared only where they come from the same product, or from the same tile of the same kernel.
+The rounding of a product may depend on the tile, and on the place in it, in which a number lies. So
+pre-activations are compared only where they come from the same product, or from the same tile of
+the same kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,19 +16,19 @@ from torch import Tensor
 from saif_kernels._triton import jit, tl, warp_size
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_K = 256  # the k largest of a tile's tokens live in registers, from which they spill above 128
+MAX_K = 256  # latents that encode_topk keeps of a token: in registers, which spill above 128
 
-# Enough programs to fill a GPU of 100 to 300 multiprocessors, most of which hold two at a time.
+# Enough programs to fill a GPU of 100 to 300 multiprocessors, each of which mostly holds two.
 PROGRAMS = 256
-# Tiles of one operand times parts of the other that run together and meet in the L2 cache.
+# Tiles of one operand, and parts of the other, that run together and share the L2 cache.
 TILES_TOGETHER = 16
 PARTS_TOGETHER = 8
 
-_CHUNK = 2**22  # pre-activations that a reference holds at a time
+_CHUNK = 2**22  # pre-activations that pre_chunks holds at a time
 
 
 class Sae(Protocol):
-    """What an encode reads of an SAE; ``saif_fast.SparseAutoencoder`` is one."""
+    """The part of an SAE that an encode reads; ``saif_fast.SparseAutoencoder`` has it."""
 
     @property
     def W_enc(self) -> Tensor:
@@ -43,27 +44,68 @@ class Sae(Protocol):
 
     @property
     def k(self) -> int | None:
-        """Of a TopK SAE: how many latents a token activates."""
+        """Number of latents that a token activates, of a TopK SAE; else None."""
 
 
 class Blocks(NamedTuple):
-    """One tile of the product: tokens, latents, channels a step; and how it is run."""
+    """One tile of the product, and how it is run."""
 
-    T: int
-    N: int
-    D: int
+    T: int  # tokens
+    N: int  # latents
+    D: int  # channels of a step
     num_warps: int
     num_stages: int
 
 
-def encode_blocks(n_tokens: int, dtype: torch.dtype, most_tokens: int = 128) -> Blocks:
-    """The tile for ``n_tokens`` of ``dtype``, of at most ``most_tokens`` (64 or 128; half in fp32).
+class InputPointers(NamedTuple):
+    """The tokens that are encoded."""
 
-    A program that keeps much of each token besides the tile asks for 64: what it keeps would not
-    fit in registers next to the 128 x 128 pre-activations.
+    x: Any  # [T, D]
+    n_tokens: int
+    stride: int
+
+
+class EncoderPointers(NamedTuple):
+    """The SAE that encodes them."""
+
+    W_enc: Any  # [D, N]
+    b_enc: Any  # [N] fp32
+    threshold: Any  # [N] fp32, or None for 0
+    stride: int  # of W_enc
+
+
+class EncodeSizes(NamedTuple):
+    """What an encoding kernel is compiled for; ``SIZES`` in the kernels."""
+
+    D: int  # channels of a token
+    N: int  # latents of the SAE
+    BLOCK_T: int  # tokens of a tile
+    BLOCK_N: int  # latents of a tile
+    BLOCK_D: int  # channels of a step
+
+
+def encode_arguments(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, blocks: Blocks
+) -> dict[str, Any]:
+    """Return the arguments that every encoding kernel takes, with those that run it."""
+    d_model, d_sae = W_enc.shape
+    return {
+        "tokens": InputPointers(x, x.shape[0], x.stride(0)),
+        "encoder": EncoderPointers(W_enc, b_enc, threshold, W_enc.stride(0)),
+        "SIZES": EncodeSizes(d_model, d_sae, blocks.T, blocks.N, blocks.D),
+        "num_warps": blocks.num_warps,
+        "num_stages": blocks.num_stages,
+    }
+
+
+def encode_blocks(n_tokens: int, dtype: torch.dtype, most_tokens: int = 128) -> Blocks:
+    """Choose the tile for ``n_tokens`` of ``dtype``.
+
+    It has at most ``most_tokens`` (64 or 128; half in fp32). A program that keeps much of each
+    token asks for 64, because that would not fit in registers beside 128 x 128 pre-activations.
     """
     many, few = 256 // warp_size(), 128 // warp_size()
-    if dtype == torch.float32:  # no tensor cores: a smaller tile feeds the units as well
+    if dtype == torch.float32:  # without tensor cores a smaller tile keeps the units busy, too
         if n_tokens <= 16:
             return Blocks(16, 32, 128, num_warps=many, num_stages=3)
         return Blocks(most_tokens // 2, 64, 32, num_warps=many, num_stages=3)
@@ -73,9 +115,9 @@ def encode_blocks(n_tokens: int, dtype: torch.dtype, most_tokens: int = 128) -> 
 
 
 def encode_grid(n_tokens: int, d_sae: int, blocks: Blocks) -> tuple[int, int, int]:
-    """The grid of programs that own a tile of tokens and a part of d_sae.
+    """Return the grid of programs that each own a tile of tokens and a part of d_sae.
 
-    Part i is the tiles i, i + parts, ... of d_sae. Few tokens spread over many parts.
+    Part i is the tiles i, i + parts, ... of d_sae. Few tokens are spread over many parts.
     """
     n_tiles = ceil_div(n_tokens, blocks.T)
     n_parts = max(ceil_div(PROGRAMS, max(n_tiles, 1)), PARTS_TOGETHER)
@@ -83,7 +125,7 @@ def encode_grid(n_tokens: int, d_sae: int, blocks: Blocks) -> tuple[int, int, in
 
 
 def grouped(n_tiles: int, n_parts: int) -> tuple[int, int, int]:
-    """(tiles run together, parts, how often), which the GPU starts in this order.
+    """Return the grid (tiles of a group, parts, groups), which the GPU starts in this order.
 
     A group's tiles stay in the L2 cache while the parts beside them stream the other operand.
     """
@@ -91,44 +133,40 @@ def grouped(n_tiles: int, n_parts: int) -> tuple[int, int, int]:
 
 
 def ceil_div(n: int, divisor: int) -> int:
-    """How many steps of ``divisor`` cover ``n``."""
+    """Return ``n / divisor``, rounded up."""
     return -(-n // divisor)
 
 
 @jit
 def tile_pre(
-    p_x,  # [T, D]
-    p_W_enc,  # [D, N]
-    p_b_enc,  # [N] fp32
+    tokens,  # InputPointers
+    encoder,  # EncoderPointers
     i_t,  # tile of tokens
     i_n,  # tile of latents
-    T,
-    stride_x,
-    stride_W_enc,
-    D: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    SIZES: tl.constexpr,
     LATENTS_FIRST: tl.constexpr = False,
 ):
-    """``pre = x @ W_enc + b_enc`` of one tile: [BLOCK_T, BLOCK_N] fp32; b_enc past T.
+    """Return ``pre = x @ W_enc + b_enc`` of one tile: [BLOCK_T, BLOCK_N] fp32; b_enc past T.
 
-    With ``LATENTS_FIRST`` [BLOCK_N, BLOCK_T]: what is reduced belongs on the second axis, most of
-    which lies within a thread.
+    With ``LATENTS_FIRST`` it is [BLOCK_N, BLOCK_T]: the axis that is reduced should be the second,
+    most of which lies within a thread.
     """
+    D: tl.constexpr = SIZES.D
+    BLOCK_T: tl.constexpr = SIZES.BLOCK_T
+    BLOCK_N: tl.constexpr = SIZES.BLOCK_N
+    BLOCK_D: tl.constexpr = SIZES.BLOCK_D
     # The axis of the channels in the tile of x; in that of W_enc they lie on the other.
     AXIS: tl.constexpr = 0 if LATENTS_FIRST else 1
-    # The tile's corner in int64, what lies within it in int32: half the registers.
+    # The tile's corner is in int64, offsets within it are in int32: half the registers.
     first_t, first_n = i_t * BLOCK_T, i_n * BLOCK_N
     o_t = tl.expand_dims(tl.arange(0, BLOCK_T), AXIS)
     o_n = tl.expand_dims(tl.arange(0, BLOCK_N), 1 - AXIS)
     o_x = tl.expand_dims(tl.arange(0, BLOCK_D), 1 - AXIS)
     o_W_enc = tl.expand_dims(tl.arange(0, BLOCK_D), AXIS)
-    m_t, m_n = o_t < T - first_t, o_n < N - first_n
-    p_x += tl.cast(first_t, tl.int64) * stride_x + (o_t * stride_x + o_x)
-    p_W_enc += first_n + (o_W_enc * stride_W_enc + o_n)
-    b_b_enc = tl.load(p_b_enc + first_n + o_n, mask=m_n, other=0.0)
+    m_t, m_n = o_t < tokens.n_tokens - first_t, o_n < SIZES.N - first_n
+    p_x = tokens.x + (tl.cast(first_t, tl.int64) * tokens.stride + (o_t * tokens.stride + o_x))
+    p_W_enc = encoder.W_enc + (first_n + (o_W_enc * encoder.stride + o_n))
+    b_b_enc = tl.load(encoder.b_enc + first_n + o_n, mask=m_n, other=0.0)
     ROWS: tl.constexpr = BLOCK_N if LATENTS_FIRST else BLOCK_T
     COLUMNS: tl.constexpr = BLOCK_T if LATENTS_FIRST else BLOCK_N
     b_pre = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
@@ -142,12 +180,12 @@ def tile_pre(
         else:
             b_pre = tl.dot(b_x, b_W_enc, b_pre, input_precision="ieee")
         p_x += BLOCK_D
-        p_W_enc += tl.cast(stride_W_enc, tl.int64) * BLOCK_D
+        p_W_enc += tl.cast(encoder.stride, tl.int64) * BLOCK_D
     return b_pre + b_b_enc
 
 
 def pre_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The references' pre-activations [n, d_sae] fp32, of a bounded number of tokens at a time."""
+    """Yield pre-activations [n, d_sae] fp32 in torch, of a bounded number of tokens at a time."""
     W_enc = W_enc.float()
     n = max(_CHUNK // W_enc.shape[1], 1)
     for start in range(0, x.shape[0], n):
@@ -179,5 +217,5 @@ def check_encode(x: Tensor, sae: Sae) -> None:
                 f"{name}: expected [{d_sae}] torch.float32, contiguous, "
                 f"got {list(tensor.shape)} {tensor.dtype} with strides {list(tensor.stride())}"
             )
-    if sae.k is not None and not 1 <= sae.k <= min(MAX_K, d_sae):
-        raise ValueError(f"sae.k: expected 1 to {min(MAX_K, d_sae)}, got {sae.k}")
+    if sae.k is not None and not 1 <= sae.k <= d_sae:
+        raise ValueError(f"sae.k: expected 1 to {d_sae}, got {sae.k}")

@@ -1,4 +1,4 @@
-"""What the steering ops take: checks at their doors, and tables as a schema lists them."""
+"""Argument checks of the steering ops, and the flat tables that their schemas list."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ def check_dose(dose: Tensor, n_tokens: int) -> None:
 
 
 def from_schema(tables: tuple[Tensor, ...]) -> tuple[SteeringBank, Tensor, Tensor, Tensor, Tensor]:
-    """Bank, set_slot, strength, token_row and token_scale, which a schema lists flat."""
+    """Return bank, set_slot, strength, token_row and token_scale from a schema's flat list."""
     *bank, set_slot, strength, token_row, token_scale = tables
     return SteeringBank(*bank), set_slot, strength, token_row, token_scale

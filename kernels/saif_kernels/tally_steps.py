@@ -1,4 +1,4 @@
-"""What each request was steered by, added up on the device after every step."""
+"""Counts and doses of each request, added up on the device after every step."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from torch import Tensor
 
 from saif_kernels._steer_dose import DOSE_PARTS
 from saif_kernels._triton import jit, next_power_of_2, tl
-from saif_kernels.rows import copy_to
-
-# First columns of a row of Tally.table; L sums and L maxima of doses follow.
-PLANNED, STEERED, SHORTENED, NONFINITE, LAST, N_COUNTS = range(6)
+from saif_kernels.request_rows import copy_from_host
 
 
 class Tally:
-    """N request rows of counts and doses, and what the ops of a step leave for them.
+    """N request rows of counts and doses, and the tables in which a step's ops leave them.
 
     Allocated once and filled in place, so that a CUDA graph may keep the pointers. All columns of a
-    row lie in one table, so that it is cleared, or copied to the host, in one copy; ``counts``,
-    ``dose_sum`` and ``dose_max`` are views of it. The way of a step::
+    row are views of one table, so that a row is cleared, or copied to the host, in one copy. A step
+    goes ::
 
-        prepare_steps(..., token_fresh=tally.token_fresh[:T], counts=tally.counts)
+        prepare_steps_(..., token_fresh=tally.token_fresh[:T], counts=tally.counts)
         steer_(..., dose=tally.dose[l])  # in every hooked layer l
-        tally_steps(token_row[:T], tally)  # before the next prepare_steps
+        tally_steps_(token_row[:T], tally)  # before the next prepare_steps_
 
     Args:
         table: [N, 5 + 2 * L] int32, contiguous; fp32 columns hold the bits of their values.
@@ -33,74 +30,78 @@ class Tally:
     Attributes:
         table, token_fresh, dose: as given.
         missed: [1] int32, tokens that were to be steered and at some layer were not; never reset.
-        counts: [N, 5] int32: tokens PLANNED; tokens STEERED, of which some have a SHORTENED change;
-            tokens of a NONFINITE change or stream, which were not; and the highest position counted
-            (LAST), -1 at first.
+        counts: [N, 5] int32, by column: tokens PLANNED; tokens STEERED; those of them whose change
+            was SHORTENED; tokens that were not steered since their change or stream is NONFINITE;
+            and the HIGHEST_POSITION counted, -1 at first.
         dose_sum: [N, L] fp32, sum of the relative doses |change| / |x| of the steered tokens.
         dose_max: [N, L] fp32, the largest of them.
     """
 
+    # The columns of ``counts``. In the table, L sums and L maxima of doses follow.
+    PLANNED, STEERED, SHORTENED, NONFINITE, HIGHEST_POSITION, N_COUNTS = range(6)
+
     def __init__(self, table: Tensor, token_fresh: Tensor, dose: Tensor, missed: Tensor) -> None:
         self.table, self.token_fresh, self.dose, self.missed = table, token_fresh, dose, missed
-        self.counts, self.dose_sum, self.dose_max = columns(table)
+        self.counts, self.dose_sum, self.dose_max = self.columns(table)
         self._cleared = torch.zeros(table.shape[1], dtype=torch.int32)
-        self._cleared[LAST] = -1
+        self._cleared[self.HIGHEST_POSITION] = -1
 
     @classmethod
     def allocate(
         cls, n_layers: int, max_tokens: int, max_requests: int, device: torch.device | str
     ) -> Tally:
-        """Cleared rows, and no dose written."""
-        shape = (max_requests, N_COUNTS + 2 * n_layers)
+        """Return cleared rows, with no dose written."""
+        shape = (max_requests, cls.N_COUNTS + 2 * n_layers)
         tally = cls(
             table=torch.zeros(shape, dtype=torch.int32, device=device),
             token_fresh=torch.full((max_tokens,), -1, dtype=torch.int32, device=device),
             dose=torch.full((n_layers, max_tokens, DOSE_PARTS, 2), -1.0, device=device),
             missed=torch.zeros(1, dtype=torch.int32, device=device),
         )
-        tally.counts[:, LAST] = -1
+        tally.counts[:, cls.HIGHEST_POSITION] = -1
         return tally
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tables by name; the other columns are views of them."""
+        """Return the tables by name; the columns are views of them."""
         names = ("table", "token_fresh", "dose", "missed")
         return {name: getattr(self, name) for name in names}
 
     def clear(self, row: int) -> None:
-        """Begin ``row`` anew, for another request. One copy, for which the host does not wait."""
-        copy_to(self.table[row], self._cleared)
+        """Make ``row`` ready for another request, in one copy for which the host does not wait."""
+        copy_from_host(self.table[row], self._cleared)
+
+    @classmethod
+    def columns(cls, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return counts [N, 5] int32, sums and maxima of doses [N, L] fp32: views of a table."""
+        dose_sum, dose_max = table[:, cls.N_COUNTS :].view(torch.float32).tensor_split(2, dim=1)
+        return table[:, : cls.N_COUNTS], dose_sum, dose_max
 
 
-def columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts [N, 5] int32, sums and maxima of doses [N, L] fp32: views of a tally's table."""
-    dose_sum, dose_max = table[:, N_COUNTS:].view(torch.float32).tensor_split(2, dim=1)
-    return table[:, :N_COUNTS], dose_sum, dose_max
-
-
-def tally_steps(token_row: Tensor, tally: Tally) -> None:
-    """Count what a step has steered; run once after it, before the next ``prepare_steps``.
+def tally_steps_(token_row: Tensor, tally: Tally) -> None:
+    """Count what a step has steered; run once after it, before the next ``prepare_steps_``.
 
     Semantics: a token of row >= 0 is *planned*. It is *missed* if at some layer part 0 of its dose
-    was not written, else *nonfinite* if some dose is inf, else *steered*, and *shortened* if some
-    sum of x**2 is negative. It is *fresh* if ``token_fresh`` is >= 0: positions that come again, as
-    after a preemption or a rejected draft, are not counted twice. With the sums over parts that
-    were written ::
+    was not written, else *nonfinite* if some dose is inf, else *steered*. A steered token is
+    *shortened* if some sum of x**2 is negative. A token is *fresh* if ``token_fresh`` is >= 0, so
+    that a position is counted once although it may come again, after a preemption or a rejected
+    draft. With the sums over the parts that were written ::
 
         dose_l  = sqrt(sum of change**2 / sum of |x**2|) at layer l;  0 where the change is 0
         missed += 1                                                     per missed token
         counts[row, NONFINITE] += 1                                     per nonfinite token
-        counts[row, PLANNED] += 1;  counts[row, LAST] max= token_fresh  per fresh token
+        counts[row, PLANNED] += 1                                       per fresh token
+        counts[row, HIGHEST_POSITION] max= token_fresh                  per fresh token
         counts[row, STEERED] += 1;  counts[row, SHORTENED] += shortened    per fresh, steered token
         dose_sum[row, l] += dose_l;  dose_max[row, l] max= dose_l       per fresh, steered token
 
-    so that a change of an all-zero x, of which there is none under a ``max_dose``, counts as
-    nonfinite. Then every dose of the T tokens is reset to -1.
+    A change of an all-zero x so counts as nonfinite; under a ``max_dose`` there is none. Then every
+    dose of the T tokens is reset to -1.
 
-    No value leaves the device. On a GPU the order of the sums of dose_sum, within a step, is not
+    No value leaves the device. On a GPU the order in which a step is added to dose_sum is not
     fixed.
 
     Args:
-        token_row: [T] int32, as the step's ``prepare_steps`` left it; T of the padded batch.
+        token_row: [T] int32, as the step's ``prepare_steps_`` left it; T counts padding, too.
         tally: written in place.
 
     Raises:
@@ -116,12 +117,12 @@ def tally_steps(token_row: Tensor, tally: Tally) -> None:
     torch.ops.saif.tally_steps_(token_row, tally.token_fresh, tally.dose, tally.table, tally.missed)
 
 
-def tally_steps_torch(
+def tally_steps_torch_(
     token_row: Tensor, token_fresh: Tensor, dose: Tensor, table: Tensor, missed: Tensor
 ) -> None:
-    """The reference of :func:`tally_steps`, over ``table`` [N, 5 + 2 * L] int32 of the tally."""
+    """Specify :func:`tally_steps_`, over the tally's tables; also what runs on CPUs."""
     n_tokens = token_row.shape[0]
-    counts, dose_sum, dose_max = columns(table)
+    counts, dose_sum, dose_max = Tally.columns(table)
     of_step, position = dose[:, :n_tokens], token_fresh[:n_tokens]
     part_written = ~(of_step[..., 0] < 0)  # [L, T, DOSE_PARTS]; NaN is written
     change, x = torch.where(part_written[..., None], of_step.abs(), 0.0).sum(2).unbind(-1)  # [L, T]
@@ -131,14 +132,15 @@ def tally_steps_torch(
     planned = token_row >= 0
     written = part_written[:, :, 0].all(0)
     missed += (planned & ~written).sum()
-    # Tokens that do not count add nothing to a row of their own or to row 0.
+    # A token that is not counted adds 0: a planned one to its own row, another one to row 0.
     row = token_row.clamp(min=0).long()
     fresh = planned & (position >= 0)
     counted = fresh & written & finite
     nonfinite = planned & written & ~finite
     columns_of_token = torch.stack([fresh, counted, counted & shortened, nonfinite], 1)
-    counts[:, :LAST].index_add_(0, row, columns_of_token.int())
-    counts[:, LAST].scatter_reduce_(0, row, torch.where(fresh, position, -1), "amax")
+    counts[:, : Tally.HIGHEST_POSITION].index_add_(0, row, columns_of_token.int())
+    highest_position = counts[:, Tally.HIGHEST_POSITION]
+    highest_position.scatter_reduce_(0, row, torch.where(fresh, position, -1), "amax")
     relative = torch.where(counted, relative, 0.0).T
     dose_sum.index_add_(0, row, relative)
     dose_max.scatter_reduce_(0, row[:, None].expand_as(relative), relative, "amax")
@@ -158,14 +160,16 @@ def _tally_kernel(
     L: tl.constexpr,
     BLOCK_L: tl.constexpr,
     DOSE_PARTS: tl.constexpr = DOSE_PARTS,
-    PLANNED: tl.constexpr = PLANNED,
-    STEERED: tl.constexpr = STEERED,
-    SHORTENED: tl.constexpr = SHORTENED,
-    NONFINITE: tl.constexpr = NONFINITE,
-    LAST: tl.constexpr = LAST,
-    N_COUNTS: tl.constexpr = N_COUNTS,
+    PLANNED: tl.constexpr = Tally.PLANNED,
+    STEERED: tl.constexpr = Tally.STEERED,
+    SHORTENED: tl.constexpr = Tally.SHORTENED,
+    NONFINITE: tl.constexpr = Tally.NONFINITE,
+    HIGHEST_POSITION: tl.constexpr = Tally.HIGHEST_POSITION,
+    N_COUNTS: tl.constexpr = Tally.N_COUNTS,
 ):
-    """Program: a token, all its layers at once. Atomics, as tokens of a request share its row."""
+    """Grid (token,). All layers of a token at once; atomics, because a request's tokens share its
+    row.
+    """
     i_t = tl.program_id(0).to(tl.int64)
     o_l, o_part = tl.arange(0, BLOCK_L), tl.arange(0, DOSE_PARTS)
     m_l = o_l < L
@@ -176,15 +180,15 @@ def _tally_kernel(
     tl.store(p_entry, -1.0, mask=m_l[:, None])
     tl.store(p_entry + 1, -1.0, mask=m_l[:, None])
 
-    row = tl.load(p_token_row + i_t).to(tl.int64)
-    if row >= 0:
+    request_row = tl.load(p_token_row + i_t).to(tl.int64)
+    if request_row >= 0:
         m_written = (b_change2 < 0) == 0  # NaN is written
         n_missed = tl.sum(((m_written == 0) & m_l[:, None] & (o_part[None, :] == 0)).to(tl.int32))
         position = tl.load(p_token_fresh + i_t)
-        p_row = p_table + row * TABLE_STRIDE
+        p_row = p_table + request_row * TABLE_STRIDE
         if position >= 0:
             tl.atomic_add(p_row + PLANNED, 1, sem="relaxed")
-            tl.atomic_max(p_row + LAST, position, sem="relaxed")
+            tl.atomic_max(p_row + HIGHEST_POSITION, position, sem="relaxed")
         b_change = tl.sum(tl.where(m_written, b_change2, 0.0), axis=1)
         b_x = tl.sum(tl.where(m_written, tl.abs(b_x2), 0.0), axis=1)
         b_dose = tl.where(b_change == 0, 0.0, tl.sqrt_rn(tl.div_rn(b_change, b_x)))
@@ -198,17 +202,17 @@ def _tally_kernel(
             n_shortened = tl.sum((m_written & (b_x2 < 0)).to(tl.int32))
             if n_shortened > 0:
                 tl.atomic_add(p_row + SHORTENED, 1, sem="relaxed")
-            p_sum = p_values + row * TABLE_STRIDE + N_COUNTS + o_l
+            p_sum = p_values + request_row * TABLE_STRIDE + N_COUNTS + o_l
             tl.atomic_add(p_sum, b_dose, mask=m_l, sem="relaxed")
-            # What is not negative is ordered as its bits.
+            # Floats that are not negative sort as their bits do: an integer maximum is exact.
             b_bits = tl.abs(b_dose).to(tl.int32, bitcast=True)
             tl.atomic_max(p_row + N_COUNTS + L + o_l, b_bits, mask=m_l, sem="relaxed")
 
 
-def tally_steps_triton(
+def tally_steps_triton_(
     token_row: Tensor, token_fresh: Tensor, dose: Tensor, table: Tensor, missed: Tensor
 ) -> None:
-    """The launcher: arguments as those of :func:`tally_steps_torch`."""
+    """Launch the kernel; arguments as of :func:`tally_steps_torch_`."""
     n_tokens, n_layers = token_row.shape[0], dose.shape[0]
     if n_tokens == 0:
         return

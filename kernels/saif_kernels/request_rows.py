@@ -1,4 +1,4 @@
-"""What each request asks for, as device tables with one row a request."""
+"""The sets and the window of each request, as device tables with one row per request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OPEN_STOP = 2**31 - 1  # "until the end" as an int32
+OPEN_STOP = 2**31 - 1  # the stop of a window without an end
 
-# First columns of a packed row; M set slots and M strengths follow.
+# The first columns of a request row; M set slots and M strengths follow.
 PROMPT_LEN, PROMPT, START, STOP, OMEGA, POWER, N_SCALARS = range(7)
 
 
@@ -38,7 +38,7 @@ class Window(NamedTuple):
 class RequestRows:
     """N request rows of at most M (set slot, strength) pairs each, shared by all hooked layers.
 
-    All columns lie in one table, so that a row is written in one copy; the others are views of it.
+    All columns are views of one table, so that a row is written in one copy.
 
     Args:
         table: [N, 6 + 2 * M] int32, contiguous; fp32 columns hold the bits of their values.
@@ -46,7 +46,7 @@ class RequestRows:
     Attributes:
         table: as given.
         prompt_len: [N] int32, tokens.
-        prompt: [N] int32, 1 = steered before its last token, too.
+        prompt: [N] int32, 1 = the prompt is steered before its last token, too.
         start: [N] int32, generated tokens.
         stop: [N] int32, generated tokens, exclusive.
         omega: [N] fp32.
@@ -69,7 +69,7 @@ class RequestRows:
     def allocate(
         cls, max_requests: int, max_sets_per_request: int, device: torch.device | str
     ) -> RequestRows:
-        """Empty rows: no set, so they steer nothing."""
+        """Return empty rows: they have no set, so they steer nothing."""
         shape = (max_requests, N_SCALARS + 2 * max_sets_per_request)
         rows = cls(torch.zeros(shape, dtype=torch.int32, device=device))
         rows.set_slot.fill_(-1)
@@ -82,8 +82,13 @@ class RequestRows:
         prompt_len: int,
         window: Window = Window(),  # noqa: B008  (an immutable NamedTuple)
     ) -> None:
-        """Fill ``row`` with (slot, strength) pairs and the request's window; the rest of the row
-        is emptied. One copy, for which the host does not wait.
+        """Fill ``row``, in one copy for which the host does not wait.
+
+        Args:
+            row: the request's.
+            pairs: (set slot, strength) of each set, at most M; the rest of the row is emptied.
+            prompt_len: tokens of the prompt.
+            window: the positions that are steered.
         """
         padding = self.set_slot.shape[1] - len(pairs)
         assert padding >= 0
@@ -96,17 +101,17 @@ class RequestRows:
             *(strength for _, strength in pairs),
             *[0.0] * padding,
         )
-        copy_to(self.table[row], torch.frombuffer(bytearray(packed), dtype=torch.int32))
+        copy_from_host(self.table[row], torch.frombuffer(bytearray(packed), dtype=torch.int32))
 
     def clear(self, row: int) -> None:
         """Make ``row`` steer nothing."""
         self.write(row, [], prompt_len=0)
 
 
-def copy_to(target: Tensor, host: Tensor) -> None:
-    """Copy a host tensor without waiting for the device.
+def copy_from_host(target: Tensor, host: Tensor) -> None:
+    """Copy ``host`` into ``target`` without waiting for the device.
 
-    From pageable memory the host would wait. PyTorch keeps the pinned block until the copy is done,
-    so ``host`` may go at once.
+    The host would wait for a copy from pageable memory, so it is pinned first. PyTorch keeps the
+    pinned block until the copy is done: ``host`` may be freed at once.
     """
     target.copy_(host.pin_memory() if target.is_cuda else host, non_blocking=True)

@@ -13,21 +13,23 @@ from steps_inputs import Span, make_steps
 from tally_inputs import random_tally, tally_arguments
 from torch import Tensor
 
-from saif_kernels import DOSE_PARTS, RequestRows, Tally, Window, prepare_steps, steer_, tally_steps
-from saif_kernels.tally import (
-    LAST,
-    NONFINITE,
-    PLANNED,
-    SHORTENED,
-    STEERED,
-    tally_steps_torch,
-    tally_steps_triton,
+from saif_kernels import (
+    DOSE_PARTS,
+    RequestRows,
+    Tally,
+    Window,
+    prepare_steps_,
+    steer_,
+    tally_steps_,
 )
+from saif_kernels.tally_steps import tally_steps_torch_, tally_steps_triton_
 
+PLANNED, STEERED, SHORTENED = Tally.PLANNED, Tally.STEERED, Tally.SHORTENED
+NONFINITE, HIGHEST_POSITION = Tally.NONFINITE, Tally.HIGHEST_POSITION
 TOLERANCE = 1e-6  # of a sum of doses: fp32 sums of up to 60 terms, in any order
 
 either = pytest.mark.parametrize(
-    "op", [tally_steps_torch, tally_steps_triton], ids=["reference", "kernel"]
+    "op", [tally_steps_torch_, tally_steps_triton_], ids=["reference", "kernel"]
 )
 Op = Callable[..., None]
 
@@ -54,7 +56,8 @@ def expected(token_row: Tensor, tally: Tally) -> Tally:
         if position < 0:
             continue
         after.counts[row, PLANNED] += 1
-        after.counts[row, LAST] = max(int(after.counts[row, LAST]), position)
+        highest = int(after.counts[row, HIGHEST_POSITION])
+        after.counts[row, HIGHEST_POSITION] = max(highest, position)
         if missed or nonfinite:
             continue
         written = [[part for part in parts if part[0] != -1] for parts in entries]
@@ -113,7 +116,7 @@ def one_token(dose: Sequence[Sequence[float]]) -> Tally:
 def counts_of(tally: Tally, row: int = 0) -> list[int]:
     """Tokens planned and steered, and the highest position, of a row without other tokens."""
     assert tally.counts[row, [SHORTENED, NONFINITE]].tolist() == [0, 0]
-    counts: list[int] = tally.counts[row, [PLANNED, STEERED, LAST]].tolist()
+    counts: list[int] = tally.counts[row, [PLANNED, STEERED, HIGHEST_POSITION]].tolist()
     return counts
 
 
@@ -140,7 +143,8 @@ def test_what_is_not_finite_is_counted_apart_and_adds_to_no_dose(
         tally.dose[:, 0, 0] = torch.tensor([dose, (1.0, 4.0)])
         op(torch.zeros(1, dtype=torch.int32, device=DEVICE), *tally_arguments(tally))
     counts = tally.counts[0]
-    assert counts[[PLANNED, STEERED, SHORTENED, NONFINITE, LAST]].tolist() == [1, 0, 0, 2, 0]
+    assert counts[[PLANNED, STEERED, SHORTENED, NONFINITE]].tolist() == [1, 0, 0, 2]
+    assert counts[HIGHEST_POSITION] == 0
     assert tally.missed.item() == 0
     assert not tally.dose_sum.any() and not tally.dose_max.any()
 
@@ -171,7 +175,7 @@ class Engine:
         """One forward; the layers of ``without`` do not steer it."""
         steps = make_steps(spans, self.rows, n_padding=n_padding)
         n_tokens, tally = len(steps.token_row), self.tally
-        prepare_steps(
+        prepare_steps_(
             *steps[:5],
             self.rows,
             token_fresh=tally.token_fresh[:n_tokens],
@@ -187,7 +191,7 @@ class Engine:
                 steer_(hidden, None, *tables, dose=tally.dose[layer])
             doses.append((hidden.double() - before).norm(dim=1) / before.norm(dim=1))
         self.doses.append(torch.stack(doses))
-        tally_steps(steps.token_row, tally)
+        tally_steps_(steps.token_row, tally)
         assert (tally.dose == -1).all()
 
 
@@ -264,7 +268,7 @@ def test_pointers_never_change() -> None:
     engine.step(Span(0, 3, 2))
     tally.clear(0)
     assert [getattr(tally, name).data_ptr() for name in names] == pointers
-    assert (tally.counts[:, LAST] == -1).all()
+    assert (tally.counts[:, HIGHEST_POSITION] == -1).all()
     assert tuple(tally.tensors()) == names[:4]
     assert tally.dose.shape == (2, 64, DOSE_PARTS, 2)
 
@@ -282,7 +286,7 @@ def test_pointers_never_change() -> None:
 def test_misfits_are_refused_before_anything_is_written(token_row: Tensor) -> None:
     tally = Tally.allocate(1, 64, 1, DEVICE)
     with pytest.raises(ValueError, match="token_row: expected at most"):
-        tally_steps(token_row.to(DEVICE), tally)
+        tally_steps_(token_row.to(DEVICE), tally)
     assert counts_of(tally) == [0, 0, -1]
 
 
