@@ -20,15 +20,15 @@ from saif_vllm.request import Found
 
 
 class Offered(NamedTuple):
-    """A set that fits this engine, compiled for its layers.
+    """A set that fits this engine, with its edits by hooked layer.
 
-    Only the core loads ``compiled`` into the workers. The front end compiles too, since that checks
-    whether the set fits.
+    Only the core writes the edits into the workers' banks. The front end computes them too, because
+    that checks whether the set fits.
     """
 
     found: Found
     latent_set: LatentSet
-    compiled: dict[int, LatentEdits]
+    edits: dict[int, LatentEdits]
 
     @property
     def name(self) -> str:

@@ -129,7 +129,7 @@ def test_a_request_has_the_sets_that_were_found_for_it_first(
     def value(of: SetCatalog = offered) -> float:
         found = parse_extra_args(asked, of)
         assert found is not None
-        return float(found.sets[0][0].compiled[2].vector[0])
+        return float(found.sets[0][0].edits[2].vector[0])
 
     with offered.one_request():
         assert value() == 1

@@ -76,14 +76,14 @@ def test_a_request_has_what_the_front_end_found_whatever_became_of_the_file(
 def test_a_content_is_read_once_for_all_requests(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    front_end, compiled = FrontEnd(core.folder), []
+    front_end, edits = FrontEnd(core.folder), []
     requests = [front_end.request("a", f"{i}-x") for i in range(3)]
     for request in requests:
         admitted = core.admission.admit(request)
         assert admitted is not None
-        compiled += [offered.compiled for offered in admitted.sets.values()]
+        edits += [offered.edits for offered in admitted.sets.values()]
         monkeypatch.setattr(LatentSet, "from_bytes", None)  # from the second one on
-    assert compiled[0] is compiled[1] is compiled[2]
+    assert edits[0] is edits[1] is edits[2]
 
 
 def test_names_of_one_content_are_each_their_own(core: Core) -> None:

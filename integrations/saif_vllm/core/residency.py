@@ -128,7 +128,7 @@ class Residency:
         if content_hash not in self._loaded:
             placement = self._slots.place(offered.latent_set)
             began = time.perf_counter()
-            self._write(placement, offered.compiled)
+            self._write(placement, offered.edits)
             logger.info(
                 "Loaded set %s into slot %d in %.1f ms",
                 offered.name,

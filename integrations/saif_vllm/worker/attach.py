@@ -126,7 +126,7 @@ def _allocate(
     vllm_config: Any,
     device: torch.device,
 ) -> WorkerSteering:
-    tables = LayerBanks(fits, config.max_sets, config.max_latents, device, owned=owned)
+    banks = LayerBanks(fits, config.max_sets, config.max_latents, device, owned=owned)
     max_requests = vllm_config.scheduler_config.max_num_seqs
     rows = RequestRows.allocate(max_requests, config.max_sets_per_request, device)
     tally = Tally.allocate(len(owned), max_tokens, max_requests, device)
@@ -137,4 +137,4 @@ def _allocate(
             len(owned), config.max_captures, fits.d_model, fits.dtype, device
         )
     batch = BatchTables(rows, proof, max_tokens, capture)
-    return WorkerSteering(tables, batch, config.max_dose)
+    return WorkerSteering(banks, batch, config.max_dose)

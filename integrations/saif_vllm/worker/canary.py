@@ -108,7 +108,7 @@ def _with_canary(
     steering: WorkerSteering, layer: int, edits: LatentEdits, runner: Any, batch: _Batch
 ) -> Any:
     tables, placement = steering.batch, Placement(_SLOT, {layer: 0})
-    steering.tables.write_set(placement, {layer: edits})
+    steering.banks.write_set(placement, {layer: edits})
     use = SetUse("canary", "", 1.0, changes_kv=False, slot=_SLOT)
     capture = -1 if tables.capture is None else 0
     steered = Steered((use,), Window(prompt=True), capture, request_id="canary")
@@ -117,7 +117,7 @@ def _with_canary(
         _check_evidence(steering.layers[layer], layer, batch)
     if tables.capture is not None:
         tables.capture.store[:, capture].zero_()
-    steering.tables.write_set(placement, {})
+    steering.banks.write_set(placement, {})
     return output
 
 

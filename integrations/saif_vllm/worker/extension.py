@@ -39,9 +39,9 @@ class SaifWorkerExtension:
             raise RuntimeError("the model was loaded without steering: a worker went past the seam")
         canary.check_steering(self.saif_steering, self.model_runner)
 
-    def saif_load_set(self, placement: Placement, compiled: Mapping[int, LatentEdits]) -> None:
+    def saif_load_set(self, placement: Placement, edits: Mapping[int, LatentEdits]) -> None:
         """Write a set into the banks; no request of a running batch uses its slot."""
-        self.saif_steering.tables.write_set(placement, compiled)
+        self.saif_steering.banks.write_set(placement, edits)
 
     def saif_scrub_kv(self: Any) -> None:
         """Put 0 in place of every number in the KV cache that is not finite."""

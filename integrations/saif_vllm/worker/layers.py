@@ -46,26 +46,26 @@ class WorkerSteering:
     """Everything that steers in one worker.
 
     Args:
-        tables: the banks of the layers that this pipeline rank owns.
+        banks: of the hooked layers that this pipeline rank owns.
         batch: the current batch.
         max_dose: as for :class:`HookedLayer`.
     """
 
-    def __init__(self, tables: LayerBanks, batch: BatchTables, max_dose: float | None) -> None:
-        self.tables, self.batch = tables, batch
+    def __init__(self, banks: LayerBanks, batch: BatchTables, max_dose: float | None) -> None:
+        self.banks, self.batch = banks, batch
         self.layers = {
             layer: HookedLayer(bank, batch, i, max_dose)
-            for i, (layer, bank) in enumerate(tables.banks.items())
+            for i, (layer, bank) in enumerate(banks.banks.items())
         }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that is allocated at start and keeps its memory, by name."""
-        banks = {
+        tables = {
             f"layers.{layer}.{name}": table
-            for layer, bank in self.tables.banks.items()
+            for layer, bank in self.banks.banks.items()
             for name, table in bank._asdict().items()
         }
-        return banks | self.batch.tensors()
+        return tables | self.batch.tensors()
 
     @property
     def nbytes(self) -> int:

@@ -111,7 +111,7 @@ def test_random_comings_and_goings(tmp_path: Path) -> None:
             chosen = random.sample(there, min(len(there), random.randint(1, 3)))
             if chosen:
                 new = core.ask(" + ".join(chosen))
-                wanted[new] = [float(core.catalog[x].compiled[2].vector[0]) for x in chosen]
+                wanted[new] = [float(core.catalog[x].edits[2].vector[0]) for x in chosen]
                 admitted.append(new)
         elif action < 0.9 and core.running:
             core.end(random.choice(core.running))

@@ -104,7 +104,7 @@ def test_what_was_checked_is_what_is_served_however_late(change: str, tmp_path: 
             for _ in range(2):  # of a batch
                 asked = parse_extra_args({"saif": "a"}, offered)
                 assert asked is not None
-                served.append(float(asked.sets[0][0].compiled[2].vector[0]))
+                served.append(float(asked.sets[0][0].edits[2].vector[0]))
 
     client = Late(offered)
     client.post(CHAT, b'{"vllm_xargs": {"saif": "a"}}')

@@ -25,7 +25,7 @@ def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
 
 def admission(offered: SetCatalog) -> Admission:
     """Make an admission whose workers accept any set."""
-    return Admission(offered, Residency(offered, lambda placement, compiled: None), lambda: None)
+    return Admission(offered, Residency(offered, lambda placement, edits: None), lambda: None)
 
 
 class Core:
@@ -42,11 +42,11 @@ class Core:
         self.resubmitted: list[Admitted] = []
         self._ids = 0
 
-    def _write(self, placement: Any, compiled: Any) -> None:
+    def _write(self, placement: Any, edits: Any) -> None:
         assert all(placement.slot not in self._used(admitted) for admitted in self.running)
-        self.slots[placement.slot] = float(compiled[2].vector[0])
+        self.slots[placement.slot] = float(edits[2].vector[0])
         begin = placement.offset[2]
-        self.rows[placement.slot] = set(range(begin, begin + len(compiled[2].p)))
+        self.rows[placement.slot] = set(range(begin, begin + len(edits[2].p)))
 
     @staticmethod
     def _used(admitted: Admitted) -> set[int]:
