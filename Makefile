@@ -34,7 +34,7 @@ INSTALLED := $(VENV)/.installed
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help setup demo serve-demo test test-all soak lint bench bench-engine kernels-report \
+.PHONY: help setup demo serve-demo test test-extended test-all soak lint bench bench-engine kernels-report \
   gpu-check gpu-bench vllm-matrix tiny-model lock clean
 
 help: ## Show this list
@@ -74,7 +74,7 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 
 demo: setup ## Find latents, steer a real vLLM with them, print the table (the README's first command)
 	@$(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
-	$(PY) -m saif_fast.demo --output build/demo $(DEMO_FLAGS)
+	$(PY) -m saif_fast.cli demo --output build/demo $(DEMO_FLAGS)
 
 SERVED := build/serve-demo
 
@@ -91,11 +91,18 @@ serve-demo: $(SERVED)/french.safetensors ## Serve the embedded model with a set 
 	@VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=WARNING $(PY) -m saif_fast.cli serve embedded \
 	  --set-dir $(SERVED) --host 127.0.0.1 --port $(PORT) --enforce-eager --dtype float32
 
-test: setup ## All tests but the slow ones, quick ones first (the README's second command)
-	$(PY) -m pytest -m "not slow"
+# Tests of one module that share an engine go to one worker (tests/conftest.py).
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10
+WORKERS ?= 2
+
+test: setup ## Quick tests and a few real engines, in WORKERS (2) processes (the README's second command)
+	$(PYTEST) -m "not extended and not slow"
+
+test-extended: setup ## The other tests that CI runs: sweeps of the kernels, the other engines
+	$(PYTEST) -m "extended and not slow"
 
 test-all: setup ## All tests
-	$(PY) -m pytest
+	$(PYTEST)
 
 soak: setup ## Thousands of requests while sets come and go, SOAK_MINUTES=10: no leak, right outputs
 	HF_HUB_OFFLINE=1 VLLM_LOGGING_LEVEL=WARNING SAIF_TEST_SITE=core_state \
@@ -126,7 +133,7 @@ vllm-matrix: setup ## The seams' tests on other versions of vLLM (VERSIONS, an h
 	$(PY) -m bench.vllm_matrix $(VERSIONS)
 
 tiny-model: setup ## Rebuild the embedded model and its SAEs (frozen by hash: read CONTRIBUTING first)
-	$(PY) -m saif_fast.embedded.build
+	$(PY) -m tools.tiny_model.build
 
 lock: setup ## Derive locks/*.txt anew from package metadata (CPython 3.11)
 	$(PY) locks/update.py

@@ -61,7 +61,7 @@ _HALF_TABLE = re.compile(r"!tt\.ptr<(?:bf16|f16)>")
 warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
 
 
-# Bytes per thread: the bf16 tile kernel puts four registers aside, outside of its loops.
+# Bytes per thread: four registers of the 16-bit tile kernel are put aside once, outside its loops.
 SPILL_ALLOWED = 16
 
 

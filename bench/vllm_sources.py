@@ -1,8 +1,8 @@
-"""Do the names and parameters that the plugin relies on exist in a vLLM that is not installed?
+"""Search of a vLLM that is not installed for the names and parameters that the plugin relies on.
 
-Read from an unpacked source tree by `ast` alone, so a version whose torch is out of reach can be
-checked too. Names are followed through imports and classes through their bases inside the tree;
-what lies outside of it (torch, the standard library) has nothing that the plugin patches.
+An unpacked source tree is read by `ast` alone, so a version whose torch cannot be installed here
+can be checked too. Names are followed through imports, and classes through their bases, inside the
+tree. The plugin patches nothing outside of it (torch, the standard library).
 """
 
 from __future__ import annotations
@@ -12,52 +12,22 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+
+from saif_vllm.seams import Attribute, Seam
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.ClassDef | Function
 
 
-class Seam(Protocol):
-    """A row of `saif_vllm.seams.SEAMS`: a callable whose first parameters are these.
-
-    `owner` is the class, or "" for a function of the module. `keywords` are given by name, so they
-    may be anywhere but in a `**kwargs`.
-    """
-
-    @property
-    def module(self) -> str: ...
-
-    @property
-    def owner(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parameters(self) -> tuple[str, ...]: ...
-
-    @property
-    def keywords(self) -> tuple[str, ...]: ...
-
-
-class Attribute(NamedTuple):
-    """What an object of a class has: a field, a property, or what a method of it sets on `self`."""
-
-    module: str
-    owner: str
-    name: str
-
-
 class SourceTree:
-    """The modules under `root`, which is what would be on `sys.path`."""
+    """The modules under `root`, a folder that could be on `sys.path`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._modules: dict[str, _Module | None] = {}
 
     def missing(self, seam: Seam | Attribute) -> str | None:
-        """What is amiss with `seam` here, in a few words; None: it is as expected."""
+        """Say in a few words what is amiss with `seam`; None: it is as expected."""
         if self.module(seam.module) is None:
             return "no such module"
         if isinstance(seam, Attribute):
@@ -93,7 +63,7 @@ class SourceTree:
         return self._modules[name]
 
     def find(self, module: str, name: str) -> _Found | None:
-        """The class or function that `module.name` is, through any number of imports."""
+        """Find the class or function `module.name`, through any number of imports."""
         there = self.module(module)
         node = None if there is None else there.names.get(name)
         if isinstance(node, Definition):
@@ -103,7 +73,7 @@ class SourceTree:
         return None
 
     def member(self, owner: _Found, name: str) -> _Found | None:
-        """A class's own or inherited member: bases left to right, each with its own bases first."""
+        """Find a class's own or inherited member: bases left to right, depth first."""
         assert isinstance(owner.node, ast.ClassDef)
         own = _names(owner.node.body, owner.module, is_package=False).get(name)
         if isinstance(own, Definition):
@@ -117,7 +87,7 @@ class SourceTree:
         return None
 
     def has(self, owner: _Found, name: str) -> bool:
-        """Whether a class or one of its bases declares or sets an attribute."""
+        """Return whether a class or one of its bases declares or sets an attribute."""
         assert isinstance(owner.node, ast.ClassDef)
         if any(_declares(statement, name) for statement in _statements(owner.node.body)):
             return True
@@ -143,7 +113,7 @@ class SourceTree:
 
 
 def parameters(function: Function) -> list[str]:
-    """Names in the order of `inspect.signature`; a class method's without its `cls`."""
+    """Return names in the order of `inspect.signature`, without the `cls` of a class method."""
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     if any(isinstance(d, ast.Name) and d.id == "classmethod" for d in function.decorator_list):
@@ -159,7 +129,7 @@ def _declares(statement: ast.stmt, name: str) -> bool:
 
 
 def _targets(node: ast.AST) -> list[str]:
-    """What an assignment gives a value or a type to."""
+    """Return what an assignment gives a value or a type to."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
         targets = [e for t in node.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
@@ -199,7 +169,7 @@ class _Module:
 def _names(
     body: Sequence[ast.stmt], module: str, *, is_package: bool
 ) -> dict[str, Definition | _Imported]:
-    """What a body defines or imports when it runs; of several, the last."""
+    """Return what a body defines or imports when it runs; of several, the last."""
     found: dict[str, Definition | _Imported] = {}
     for statement in _statements(body):
         if isinstance(statement, Definition):
@@ -232,6 +202,6 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def unpack(wheel: Path, root: Path) -> None:
-    """The Python files of a wheel, under `root`."""
+    """Extract the Python files of a wheel under `root`."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(root, [name for name in archive.namelist() if name.endswith(".py")])

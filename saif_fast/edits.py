@@ -1,4 +1,4 @@
-"""What happens to one latent: the edits, and how each compiles to (p, q, lo)."""
+"""Edits of one latent, and the coefficients (p, q, lo) by which the kernels apply them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 EditKind = Literal["add", "clamp", "at_least", "scale", "ablate", "project"]
-# Beyond every activation of use, far within fp32 and bf16.
+# Beyond every useful activation, far within fp32 and bf16.
 MAX_VALUE = 1e6
 EDIT_KINDS: tuple[EditKind, ...] = get_args(EditKind)
 
 
 class Coefficients(NamedTuple):
-    """``D = max(lo, p + q * a)``: the change of the latent's activation a, in units of a."""
+    """Coefficients of ``D = max(lo, p + q * a)``, the change of a latent's activation ``a``."""
 
     p: float
     q: float
@@ -37,6 +37,9 @@ class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``gated`` edits act only where the latent is active. ``project`` reads the residual stream
     along a unit direction instead of an SAE latent (arXiv 2410.12877), so it has no threshold.
+
+    Raises:
+        ValueError: the value is out of range, or a ``project`` edit is gated.
     """
 
     kind: EditKind
@@ -54,10 +57,14 @@ class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def parse(cls, text: str) -> Edit:
-        """Read ``kind:value`` or ``ablate``, with ``@gated`` behind it where the edit is gated.
+        """Read ``kind:value`` or ``ablate``, each followed by ``@gated`` for a gated edit.
 
         Raises:
-            ValueError: the text is none of these.
+            ValueError: the text has another form.
+
+        Examples:
+            >>> Edit.parse("clamp:80@gated")
+            Edit(kind='clamp', value=80.0, gated=True)
         """
         body, at, gate = text.strip().partition("@")
         kind, colon, value = body.partition(":")
@@ -78,7 +85,7 @@ class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def coefficients(self) -> Coefficients:
-        """(p, q, lo) of this edit."""
+        """The coefficients (p, q, lo) of this edit."""
         match self.kind:
             case "add":
                 return Coefficients(self.value, 0.0, -math.inf)
@@ -93,7 +100,13 @@ class Edit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_constant(self) -> bool:
-        """Whether the change depends on nothing, so that it folds into the set's vector at
-        loading.
-        """
+        """Whether the change is the same for every token, so that it folds into a set's vector."""
         return self.coefficients.q == 0.0 and not self.gated
+
+    @property
+    def combines(self) -> bool:
+        """Whether another set of the same request may edit the same latent too.
+
+        Additions combine. Edits that depend on the activation (clamp, scale, ...) do not.
+        """
+        return self.kind == "add"

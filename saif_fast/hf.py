@@ -1,4 +1,4 @@
-"""What we read of a transformers model and its tokenizer: blocks, token ids, residual streams."""
+"""Access to a transformers model and its tokenizer: blocks, token ids, residual streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of a model; the output of block N is ``resid_post`` of layer N.
+    """Return the decoder blocks of a model; the output of block N is ``resid_post`` of layer N.
+
+    The plugin finds a vLLM model's blocks by other rules: ``saif_vllm``'s structure probe.
 
     Raises:
         ValueError: the model is not a decoder whose blocks are one list.
@@ -37,13 +39,13 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with exactly one BOS where the tokenizer adds one to plain text.
+    """Tokenize texts, with exactly one BOS each if the tokenizer adds one to plain text.
 
-    A chat template writes its own BOS into the text; it is not doubled here.
+    A chat template writes its own BOS into the text, which is not doubled here.
 
     Raises:
-        ValueError: a text holds half of a surrogate pair, as bytes of a command line that are not
-            UTF-8 do.
+        ValueError: a text holds half of a surrogate pair. Bytes of a command line that are not
+            UTF-8 are read as such.
     """
     if not texts:
         return []
@@ -70,14 +72,14 @@ def _with_one_bos(ids: list[int], bos: int, adds_bos: bool) -> list[int]:
 
 
 def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
-    """Each text as a user's turn in the chat template, up to where the assistant's reply begins.
+    """Render each text as a user's turn, up to where the assistant's reply begins.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that is broken.
+        ValueError: the tokenizer has no chat template, or a broken one.
     """
     if tokenizer.chat_template is None:
         raise ValueError("chat: expected a tokenizer with a chat template, got one without")
-    from jinja2 import TemplateError  # which only templates need
+    from jinja2 import TemplateError  # only templates need it
 
     turns = [[{"role": "user", "content": text}] for text in texts]
     try:
@@ -92,12 +94,12 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
 def check_lengths(
     ids: Sequence[Sequence[int]], context: int | None, name: Callable[[int], str]
 ) -> None:
-    """Check token ids before a model runs: a text has a last token, and a reply still fits.
+    """Check token ids before a model runs: every text has a token, and room for a reply.
 
     Args:
-        ids: of each text.
-        context: the model's, in tokens; None is not known.
-        name: how an error names the text of an index.
+        ids: token ids of each text.
+        context: the model's context in tokens; None = not known.
+        name: returns what an error calls the text of an index.
 
     Raises:
         ValueError: a text has no tokens, or as many as the context or more.
@@ -109,28 +111,31 @@ def check_lengths(
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids [n, longest] int64 padded on the left, and the mask [n, longest] bool of them."""
+    """Pad token ids on the left: ids [n, longest] int64, and their mask [n, longest] bool."""
     longest = max(len(row) for row in rows)
-    # Any id will do as padding, since it is masked; 0 exists in every vocabulary.
+    # Padding is masked, so any id will do. 0 exists in every vocabulary.
     tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
     real = torch.arange(longest) >= torch.tensor([[longest - len(row)] for row in rows])
     return tokens.to(device), real.to(device)
 
 
 def positions_of(real: Tensor) -> Tensor:
-    """Position of each token in its own sequence: [n, tokens] int64, 0 on padding."""
+    """Return each token's position in its own sequence: [n, tokens] int64, 0 on padding."""
     return (real.long().cumsum(1) - 1).clamp(min=0)
 
 
 def batches(
     lengths: Sequence[int], max_tokens: int, max_rows: int | None = None
 ) -> Iterator[list[int]]:
-    """Indices of each batch, sorted by length so that little is padded; one text at least.
+    """Divide texts into batches of similar length, so that little is padded.
 
     Args:
-        lengths: tokens of each text.
-        max_tokens: of a batch, padding included.
-        max_rows: texts of a batch.
+        lengths: number of tokens of each text.
+        max_tokens: tokens per batch, padding included. One text always makes a batch.
+        max_rows: texts per batch; None = no limit.
+
+    Yields:
+        The indices of a batch's texts.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
@@ -142,10 +147,16 @@ def batches(
         yield batch
 
 
-def residuals(
+def run_decoder(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], layers: Sequence[int], max_tokens: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, dict[int, Tensor]]]:
-    """Run texts through the decoder, without its head, in batches of ``max_tokens`` with padding.
+    """Run texts through the decoder, without its head, and keep the residual stream.
+
+    Args:
+        model: a decoder-only model.
+        ids: token ids of each text.
+        layers: the blocks after which the residual stream is kept.
+        max_tokens: tokens per forward, padding included.
 
     Yields:
         Indices of the batch's texts, their token ids and mask (:func:`left_pad`), and by layer the
@@ -153,6 +164,10 @@ def residuals(
 
     Raises:
         ValueError: the model lacks a layer, or as :func:`check_lengths`.
+
+    Examples:
+        >>> for batch, _, _, hidden in run_decoder(model, ids, [12], max_tokens=8192):
+        ...     last[batch] = hidden[12][:, -1]  # padding is on the left
     """
     hidden: dict[int, Tensor] = {}
 
@@ -166,8 +181,8 @@ def residuals(
     for layer in layers:
         if not 0 <= layer < len(blocks):
             raise ValueError(f"layer: expected 0 to {len(blocks) - 1}, got {layer}")
-    # Left padding puts something in the last place of a text that has no token.
-    check_lengths(ids, ModelInfo.of(model.config).context, lambda i: f"text {i}")
+    # Without this check, a text without tokens would have padding as its last token.
+    check_lengths(ids, ModelInfo.from_config(model.config).context, lambda i: f"text {i}")
     for batch in batches([len(row) for row in ids], max_tokens):
         tokens, real = left_pad([ids[i] for i in batch], model.device)
         with ExitStack() as hooks, torch.no_grad():

@@ -1,4 +1,4 @@
-"""The artifact that steers: a few latents with their rows and edits, in one file."""
+"""Latent sets: a few latents with their rows and edits, which steer and fit in one small file."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from saif_fast import set_file
 from saif_fast.edits import Edit
-from saif_fast.names import check_file_name
 from saif_fast.records import Latent, Provenance, SaeReference, Site
-from saif_fast.set_file import FORMAT_VERSION, METADATA_KEY, SetHeader
+from saif_fast.set_file import FORMAT_VERSION, SetHeader
 from saif_kernels import LatentEdits
 
 if TYPE_CHECKING:
     from saif_fast.sae import SparseAutoencoder
 
 __all__ = [
-    "FORMAT_VERSION",
     "Latent",
     "LatentSet",
     "Provenance",
@@ -45,23 +41,21 @@ class SiteTensors:
     b_enc: Tensor  # [k]
     threshold: Tensor  # [k]
     W_dec: Tensor  # [k, d_model]
-    vector: Tensor | None = None  # [d_model], a dense steering vector added as it is
+    vector: Tensor | None = None  # [d_model], a dense steering vector that is added as it is
 
     def named(self) -> dict[str, Tensor]:
-        """Tensors by field name; ``vector`` only where the site has one."""
-        names = ("W_enc", "b_enc", "threshold", "W_dec")
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in names}
+        """Return the tensors by field name; ``vector`` only where the site has one."""
+        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in set_file.FIELDS}
         return tensors if self.vector is None else {**tensors, "vector": self.vector}
 
 
 @dataclass(frozen=True, eq=False)
 class LatentSet:
-    """Latents, edits and vectors at one or more layers; immutable, identified by its hash.
+    """Latents, edits and vectors at one or more layers: immutable, identified by their hash.
 
     Raises:
         ValueError: a tensor does not fit, a value is not finite, a layer is given twice or out of
-            range, or
-            the set contains nothing.
+            range, or the set contains nothing.
     """
 
     sites: tuple[SiteTensors, ...]
@@ -93,7 +87,7 @@ class LatentSet:
                     f"layer {layer} {name}: expected {list(shape)} float32, "
                     f"got {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
                 )
-            # A threshold of -inf is a linear probe, the only infinity with a meaning.
+            # A threshold of -inf makes a linear probe. No other infinity has a meaning.
             if (
                 not torch.isfinite(tensor)
                 .logical_or(torch.tensor(name == "threshold") & (tensor == -torch.inf))
@@ -115,12 +109,22 @@ class LatentSet:
         num_layers: int,
         provenance: Provenance | None = None,
     ) -> LatentSet:
-        """Take the rows of ``latents`` out of an SAE; they sit at the SAE's layer.
+        """Make a set of latents of an SAE, at the SAE's layer.
 
         ``project`` edits read and write along the latent's unit decoder direction.
 
+        Args:
+            sae: the SAE whose rows are taken.
+            latents: indices and edits.
+            num_layers: number of the model's decoder blocks.
+            provenance: the origin of the set, for its file.
+
         Raises:
             ValueError: an index is outside the SAE, or the SAE does not allow these edits.
+
+        Examples:
+            >>> latents = [Latent(index=622, edit=Edit("clamp", 80.0))]
+            >>> LatentSet.from_sae(sae, latents, num_layers=26).save("sets/own.safetensors")
         """
         sae.require_edits()
         if not all(latent.edit.is_constant for latent in latents):
@@ -147,7 +151,17 @@ class LatentSet:
     def from_vector(
         cls, vector: Tensor, *, layer: int, num_layers: int, provenance: Provenance | None = None
     ) -> LatentSet:
-        """A dense steering vector ([d_model], residual units) and no latents."""
+        """Make a set of a dense steering vector and no latents.
+
+        Args:
+            vector: [d_model] in the model's residual units, any float dtype.
+            layer: the block after which it is added.
+            num_layers: number of the model's decoder blocks (``config.num_hidden_layers``).
+            provenance: the origin of the set, for its file.
+
+        Examples:
+            >>> LatentSet.from_vector(vector, layer=12, num_layers=26).save("sets/own.safetensors")
+        """
         d_model = vector.shape[0]
         rows, scalars = torch.zeros(0, d_model), torch.zeros(0)
         tensors = SiteTensors(
@@ -165,8 +179,18 @@ class LatentSet:
         num_layers: int,
         provenance: Provenance | None = None,
     ) -> LatentSet:
-        """Set the projection of x on ``direction`` ([d_model], normalised here) to ``projection``
-        (arXiv 2410.12877).
+        """Make a set that sets the projection on a direction to one value (arXiv 2410.12877).
+
+        Args:
+            direction: [d_model] in the model's residual units; it is normalised here.
+            projection: what the residual's projection on the unit direction becomes.
+            layer: the block after which it is set.
+            num_layers: number of the model's decoder blocks (``config.num_hidden_layers``).
+            provenance: the origin of the set, for its file.
+
+        Examples:
+            >>> LatentSet.from_direction(direction, 4.5, layer=12, num_layers=26).n_live
+            {12: 1}
         """
         unit = (direction.detach().float().cpu() / direction.float().norm().cpu())[None]
         latent = Latent(index=0, edit=Edit("project", projection))
@@ -182,35 +206,35 @@ class LatentSet:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers this set edits, ascending."""
+        """The layers that the set edits, ascending."""
         return tuple(tensors.site.layer for tensors in self.sites)
 
     @property
     def n_live(self) -> dict[int, int]:
-        """Live latents (those that need the encoder) by layer."""
+        """Number of live latents (those that need the encoder) by layer."""
         return self.header.n_live
 
     @cached_property
     def reach(self) -> dict[int, float]:
-        """By layer, what the length of the set's change at strength 1 cannot exceed; apart from
-        what live latents read of the residual stream.
+        """By layer, a bound on the norm of the set's change at strength 1.
+
+        What live latents read of the residual stream comes on top.
         """
-        compiled = {layer: self.compile(layer) for layer in self.layers}
+        by_layer = {layer: self.edits_at(layer) for layer in self.layers}
         return {
             layer: (edits.vector.norm() + edits.p.abs() @ edits.W_dec.norm(dim=1)).item()
-            for layer, edits in compiled.items()
+            for layer, edits in by_layer.items()
         }
 
     @property
     def is_last_layer_constant(self) -> bool:
-        """Whether the set is one constant vector on the last block's output, hence nearly a logit
-        bias.
-        """
+        """Whether the set is one constant vector after the last block: nearly a logit bias."""
         return self.layers == (self.num_layers - 1,) and not any(self.n_live.values())
 
-    def compile(self, layer: int) -> LatentEdits:
-        """What the kernels read at ``layer``: live latents as rows, constant edits folded into the
-        vector.
+    def edits_at(self, layer: int) -> LatentEdits:
+        """Return what the kernels read at ``layer``.
+
+        Live latents are rows; constant edits are folded into the vector.
         """
         for tensors in self.sites:
             if tensors.site.layer == layer:
@@ -240,9 +264,7 @@ class LatentSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over all that steers (shapes, layers, edits, rows, vectors); provenance is not
-        part of it.
-        """
+        """sha256 over all that steers: shapes, layers, edits, rows, vectors; not provenance."""
         digest = hashlib.sha256()
         for tensors in self.sites:
             site = tensors.site
@@ -258,7 +280,7 @@ class LatentSet:
 
     @cached_property
     def header(self) -> SetHeader:
-        """What the set's file says of it."""
+        """The header of the set's file."""
         return SetHeader(
             format=FORMAT_VERSION,
             content_hash=self.content_hash,
@@ -275,17 +297,7 @@ class LatentSet:
             ValueError: ``path`` is a directory, or no set directory would offer such a file.
         """
         path = Path(path)
-        if path.is_dir():
-            raise ValueError(f"{path}: expected a file to write, got a directory")
-        check_file_name(path.name)
-        # Copies, as safetensors refuses tensors that share memory (tied weights).
-        tensors = {
-            f"{site.site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
-            for site in self.sites
-            for name, tensor in site.named().items()
-        }
-        metadata = {METADATA_KEY: msgspec.json.encode(self.header).decode()}
-        set_file.write(path, safetensors.torch.save(tensors, metadata))
+        set_file.write(path, self.header, [tensors.named() for tensors in self.sites])
         return path
 
     @classmethod
@@ -293,7 +305,7 @@ class LatentSet:
         """Read a set written by :meth:`save`.
 
         Raises:
-            ValueError: as :meth:`from_bytes`, or the file cannot be read; the message begins with
+            ValueError: as :meth:`from_bytes`, or the file cannot be read. The message begins with
                 the path.
         """
         path = Path(path)
@@ -308,36 +320,24 @@ class LatentSet:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LatentSet:
-        """The set in a file's content.
+        """Read the content of a file.
 
         Raises:
-            ValueError: it is truncated, not safetensors, not a latent set, of a newer format, or
-                does not match its hash.
+            ValueError: the content is truncated, no safetensors, no latent set, of a newer format,
+                or does not match its hash.
         """
-        header = set_file.header_of(data)
-        try:
-            stored = safetensors.torch.load(data)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"not a complete safetensors file ({error})") from None
-        sites = []
-        for site in header.sites:
-            fields: dict[str, Tensor] = {}
-            for name in ("W_enc", "b_enc", "threshold", "W_dec", "vector"):
-                tensor = stored.pop(f"{site.layer}.{name}", None)
-                if tensor is None and name != "vector":
-                    raise ValueError(f"tensor {site.layer}.{name} is missing")
-                if tensor is not None:
-                    fields[name] = tensor
-            sites.append(SiteTensors(site=site, **fields))
-        if stored:
-            raise ValueError(f"unexpected tensors {sorted(stored)}")
+        header, fields = set_file.decode(data)
+        sites = [
+            SiteTensors(site=site, **tensors)
+            for site, tensors in zip(header.sites, fields, strict=True)
+        ]
         loaded = cls(tuple(sites), header.d_model, header.num_layers, header.provenance)
         if loaded.content_hash != header.content_hash:
             raise ValueError("content does not match its hash; the file is damaged or was edited")
         return loaded
 
     def describe(self) -> str:
-        """A few lines for people: layers, latents with statistics and edits, provenance."""
+        """Describe the set for people: layers, latents with statistics and edits, provenance."""
         lines = [
             f"latent set {self.content_hash[:12]}, hidden size {self.d_model}, "
             f"{self.num_layers} layers, method {self.provenance.method}"

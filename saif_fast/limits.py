@@ -1,6 +1,6 @@
-"""What a request may do at most in any runtime, unless ``saif_vllm.engine_args`` says otherwise.
+"""Limits of a request in every runtime, unless ``saif_vllm.engine_args`` sets others.
 
-It repeats them, as the plugin imports nothing but the standard library; a test compares.
+``engine_args`` repeats them, because the plugin imports only the standard library. A test compares.
 """
 
 MAX_STRENGTH = 10.0

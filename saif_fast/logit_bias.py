@@ -1,4 +1,4 @@
-"""From the last block's output to the logits: there a constant is nearly a logit bias."""
+"""From the last block's output to the logits, where a constant change is nearly a logit bias."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 # The OpenAI API and vLLM accept biases in this range only.
 API_LIMIT = 100.0
-_ROWS_PER_CHUNK = 256  # bounds the [rows, vocabulary] logits in memory
+_TOKENS_PER_CHUNK = 256  # bounds the [tokens, vocabulary] logits in memory
 _TOKENS_PER_FORWARD = 8192
 
 
 class Unembedding:
-    """The way from the last block's output to the logits: final norm, output matrix, soft cap.
+    """A model's map from the last block's output to logits: final norm, output matrix, soft cap.
 
     Raises:
         ValueError: the model's decoder has not exactly one norm behind its blocks.
@@ -45,28 +45,29 @@ class Unembedding:
 
     @torch.inference_mode()
     def logits(self, residual: Tensor) -> Tensor:
-        """Logits [n, vocabulary] fp32 of residuals [n, d_model] after the last block."""
+        """Return logits [n, vocabulary] fp32 of residuals [n, d_model] after the last block."""
         logits: Tensor = self._head(self._norm(residual.to(self._device, self._dtype))).float()
         if self._cap is not None:
             logits = self._cap * torch.tanh(logits / self._cap)
         return logits.cpu()
 
     def mean_logits(self, residual: Tensor) -> Tensor:
-        """Mean over n of :meth:`logits`: [vocabulary]."""
-        total = sum(self.logits(part).sum(0) for part in residual.split(_ROWS_PER_CHUNK))
+        """Return the mean [vocabulary] over n of :meth:`logits`."""
+        total = sum(self.logits(part).sum(0) for part in residual.split(_TOKENS_PER_CHUNK))
         assert isinstance(total, Tensor)
         return total / len(residual)
 
     def shift(self, vector: Tensor, residual: Tensor) -> Tensor:
-        """Mean change [vocabulary] of the logits when ``vector`` [d_model] joins ``residual``.
+        """Return the mean change [vocabulary] of the logits when ``vector`` is added.
 
-        ``residual`` is [n, d_model]. The norm is applied to the sum, so nothing is linearised; the
-        mean over the vocabulary, which no softmax sees, is taken out.
+        ``vector`` is [d_model], and is added to each row of ``residual`` [n, d_model]. Nothing is
+        linearised: the norm is applied to the sum. The mean over the vocabulary is taken out,
+        because softmax does not see it.
         """
         return centred(self.mean_logits(residual + vector) - self.mean_logits(residual))
 
     def promoted(self, vector: Tensor, n: int) -> tuple[list[int], list[int]]:
-        """Tokens that ``vector`` [d_model] raises most and lowers most, n each (the logit lens)."""
+        """Return the n tokens that ``vector`` [d_model] raises most and lowers most: logit lens."""
         order = self.logits(vector[None])[0].argsort(descending=True)
         return order[:n].tolist(), order.flip(0)[:n].tolist()
 
@@ -74,25 +75,28 @@ class Unembedding:
 def last_residuals(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> Tensor:
-    """Residuals [n, d_model] fp32 after the last block, at the last token of each final prompt."""
+    """Return residuals [n, d_model] fp32 after the last block, at each prompt's last token.
+
+    The prompts are final: a chat template has been applied.
+    """
     ids = hf.encode_texts(tokenizer, prompts)
     last = len(hf.decoder_layers(model)) - 1
     found = torch.empty(len(ids), model.config.get_text_config().hidden_size)
-    for batch, _, _, hidden in hf.residuals(model, ids, [last], _TOKENS_PER_FORWARD):
+    for batch, _, _, hidden in hf.run_decoder(model, ids, [last], _TOKENS_PER_FORWARD):
         found[batch] = hidden[last][:, -1].float().cpu()  # padding is on the left
     return found
 
 
 def centred(logits: Tensor) -> Tensor:
-    """The same logits ([vocabulary]) with mean 0, which leaves every probability as it was."""
+    """Return the same logits [vocabulary] with mean 0. All probabilities stay the same."""
     return logits - logits.mean()
 
 
 def largest(shift: Tensor, n: int | None = None, *, raised: bool = False) -> dict[int, float]:
-    """The ``n`` largest entries of a shift [vocabulary], largest first: token id to bias.
+    """Return the ``n`` largest entries of a shift [vocabulary], largest first: token id to bias.
 
-    By absolute value, or with ``raised`` by value, so that the tokens it raises most are kept. None
-    gives all of them.
+    They are the largest by absolute value, or with ``raised`` by value: the tokens that the shift
+    raises most. ``n`` = None returns all.
 
     Raises:
         ValueError: n is not between 1 and the vocabulary's size.
@@ -105,5 +109,5 @@ def largest(shift: Tensor, n: int | None = None, *, raised: bool = False) -> dic
 
 
 def clamped(bias: dict[int, float], limit: float = API_LIMIT) -> dict[int, float]:
-    """The bias with every value brought into -limit .. limit."""
+    """Return the bias with every value clamped to -limit .. limit."""
     return {token: min(limit, max(-limit, value)) for token, value in bias.items()}

@@ -1,4 +1,4 @@
-"""What is known of a model without its weights, and whether an SAE can be one of its own."""
+"""A model's name and shape without its weights, and the check that an SAE belongs to it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 
     from saif_fast.sae import SparseAutoencoder
 
-# A name on the hub, or TransformerLens' short form of one; a path has dots or slashes elsewhere.
+# A hub name, or TransformerLens' short form of one. A path has dots or slashes in other places.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Where the hub's cache keeps a model; vLLM gives this for its name where there is no hub.
+# A model's place in the hub's cache. Without a connection vLLM gives this path as its name.
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+/?")
-# What these rotary embeddings' factor multiplies is the length before scaling.
+# For these rotary embeddings ``max_position_embeddings`` is the length before scaling.
 _SCALED_ROPE = ("linear", "dynamic")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's name, shape and context, as its config has them."""
+    """A model's name, shape and context, from its config."""
 
-    name: str  # as records have it: the config's own model_name, else where it was loaded from
+    name: str  # for records: the config's own model_name, else where it was loaded from
     d_model: int
     num_layers: int
-    context: int | None = None  # tokens of a prompt and its reply together; None: not known
-    # The name that its files keep while the model lies in a directory of another name.
+    context: int | None = None  # tokens of a prompt and its reply together; None = not known
+    # The name in its files, where the model is in a directory of another name.
     stored_name: str | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> ModelInfo:
-        """Read a transformers config, as loaded from a directory or from the hub."""
+    def from_config(cls, config: PretrainedConfig) -> ModelInfo:
+        """Read a transformers config that was loaded from a directory or from the hub."""
         text = config.get_text_config()
         return cls(
             name=model_name(config),
@@ -53,22 +53,24 @@ class ModelInfo:
 
 
 def model_name(config: PretrainedConfig) -> str:
-    """The config's own ``model_name``, else the hub name or directory that it was loaded from."""
+    """Return the config's own ``model_name``, else the hub name or directory it came from."""
     name: str = getattr(config, "model_name", None) or config.name_or_path
     return name
 
 
 def stored_name(source: str) -> str | None:
-    """What a model's directory calls it: a snapshot in the hub's cache by where it lies, any other
-    by ``_name_or_path`` in its config, which loading overwrites.
+    """Return the name that a model's directory gives it.
+
+    For a snapshot in the hub's cache it is in the path; for any other directory it is
+    ``_name_or_path`` in the stored config, which loading overwrites.
     """
     if cached := _SNAPSHOT.search(source):
         return cached[1].replace("--", "/", 1)
-    if not Path(source).is_dir() or not source:  # a model that was made, not loaded, has no source
+    if not Path(source).is_dir() or not source:  # "": the model was made, not loaded
         return None
     try:
         config = msgspec.json.decode(read_text(Path(source) / "config.json"), type=_StoredConfig)
-    except (OSError, ValueError):  # what is wrong with it, loading it says
+    except (OSError, ValueError):  # loading the model will say what is wrong
         return None
     return config._name_or_path or None
 
@@ -86,8 +88,8 @@ def _context(text_config: PretrainedConfig) -> int | None:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same model, whatever organisation or directory holds it."""
-    # TransformerLens, and with it SAEs, call the hub's gpt2 gpt2-small.
+    """Return whether two names mean one model, whatever organisation or directory holds it."""
+    # TransformerLens, and SAEs trained with it, call the hub's gpt2 gpt2-small.
     names = {PurePath(name).name.lower().replace("gpt2-small", "gpt2") for name in (one, other)}
     return len(names) == 1
 
@@ -95,18 +97,17 @@ def same_model(one: str, other: str) -> bool:
 def check_sae(
     sae: SparseAutoencoder, model: ModelInfo, *, allow_mismatch: bool = False
 ) -> str | None:
-    """Compare an SAE with a model, by shapes and then by names, before anything runs.
+    """Compare an SAE with a model by shapes and then by names, before anything runs.
 
-    A directory's name says nothing of the model in it, so that only a name which may be one of the
-    hub is held against the SAE.
+    A directory's name says nothing about the model in it, so only a possible hub name is compared.
 
     Returns:
-        What is known of both where their names do not agree; None where they do, or where the SAE
-        names no model.
+        A description of both where their names do not agree; None where they agree, or where the
+        SAE names no model.
 
     Raises:
-        ValueError: the SAE is of another width, or of a layer that the model lacks; or, without
-            ``allow_mismatch``, both have a name and these are of different models.
+        ValueError: the SAE has another width, or a layer that the model lacks. Or, without
+            ``allow_mismatch``, both have names, which are of different models.
     """
     theirs, names = sae.model_name, [model.name, model.stored_name or ""]
     described = sae.name if theirs is None else f"{sae.name} of {theirs!r}"

@@ -1,4 +1,4 @@
-"""What a set may be called: one grammar for files, requests, labels and logs."""
+"""Names of sets: one grammar for files, requests, labels and logs."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ NAME_PATTERN = rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}"
 SUFFIX = ".safetensors"
 _GRAMMAR = f"a letter or digit, then letters, digits, '_', '.', '-', {LONGEST_NAME} in all at most"
 _MOST_LISTED = 10  # names in a message
-_MOST_COMPARED = 50  # names that end alike, as comparing takes 20 us each
+_MOST_COMPARED = 50  # names that end alike, because comparing takes 20 us each
 
 
 def is_name(text: str) -> bool:
-    """Whether a set may be called so."""
+    """Return whether ``text`` is a legal set name."""
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
 def check_name(name: str) -> str:
-    """Return ``name``, or raise ValueError unless a set may be called so."""
+    """Return ``name``, or raise ValueError unless it is a legal set name."""
     if not is_name(name):
         raise ValueError(f"set name: expected {_GRAMMAR}, got {_quoted(name)}")
     return name
 
 
 def file_name(name: str) -> str:
-    """The file of set ``name`` in a set directory; ValueError unless a set may be called so."""
+    """Return the file name of set ``name``; raise ValueError unless the name is legal."""
     return f"{check_name(name)}{SUFFIX}"
 
 
 def name_of(file: str) -> str | None:
-    """The set that a file of this name holds; None: no reader would take it for a set."""
+    """Return the name of the set in a file of this name; None if no reader takes it for a set."""
     stem = file.removesuffix(SUFFIX)
     return stem if stem != file and is_name(stem) else None
 
@@ -51,7 +51,7 @@ def check_file_name(file: str) -> None:
 
 
 def completed(path: Path) -> Path:
-    """The file to write a set to where ``path`` was asked for: the suffix may be left out.
+    """Return ``path`` with the suffix of a set file, if it was left out.
 
     Raises:
         ValueError: no reader would take that file for a set.
@@ -63,9 +63,10 @@ def completed(path: Path) -> Path:
 
 
 def listed(available: Collection[str], asked: str | None = None) -> str:
-    """What a message says there is: up to ten names, those nearest to ``asked`` if any are near.
+    """List up to ten available names for a message: those nearest to ``asked`` if any are near.
 
-    A directory that cannot be read raises nothing here, since the message is about something else.
+    A directory that cannot be read raises nothing here, because the message is about something
+    else.
     """
     try:
         names = sorted(available)
@@ -80,10 +81,10 @@ def listed(available: Collection[str], asked: str | None = None) -> str:
 
 
 def _nearest(asked: str, names: list[str]) -> list[str]:
-    """Names like ``asked`` out of sorted ``names``, the most alike first.
+    """Return the names most like ``asked`` out of sorted ``names``, the most alike first.
 
-    A name that is mistyped in one place has its beginning or its end intact. So those are compared
-    that stand beside it in the alphabet and those that end as it does, of however many there are.
+    A name that is mistyped in one place has its beginning or its end intact. So only its neighbours
+    in the alphabet and the names with the same end are compared, however many names there are.
     """
     place = bisect.bisect(names, asked)
     beside = names[max(0, place - _MOST_LISTED) : place + _MOST_LISTED]
@@ -94,6 +95,6 @@ def _nearest(asked: str, names: list[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    # What is wrong is seen from its beginning.
+    # The beginning shows what is wrong.
     shown = ascii(text)
     return shown if len(shown) <= 100 else f"{shown[:99]}…"

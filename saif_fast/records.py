@@ -1,4 +1,4 @@
-"""What a latent set says about itself, as JSON: sites, latents and provenance."""
+"""Records in a latent set's file, as JSON: sites, latents and provenance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from saif_fast.edits import Edit
 
 
 class SaeReference(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which SAE the rows were taken from."""
+    """The SAE from which a site's rows were taken."""
 
     name: str
     content_hash: str
@@ -19,10 +19,9 @@ class SaeReference(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Latent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One latent of a set: its index in the SAE, its edit, and what identification measured of it.
+    """A latent of a set: its index in the SAE, its edit, and what identification measured.
 
-    Activations are in the SAE's canonical units: one unit adds one decoder row to the residual
-    stream.
+    Activations are in canonical units: one unit adds one decoder row to the residual stream.
     """
 
     index: int
@@ -31,8 +30,8 @@ class Latent(msgspec.Struct, frozen=True, omit_defaults=True):
     mean_difference: float | None = None
     mean: float | None = None  # mu over all positives
     std: float | None = None  # sigma over all positives
-    mean_active: float | None = None  # the same over the positives in which it is active
-    std_active: float | None = None
+    mean_active: float | None = None  # mu over the positives on which it is active
+    std_active: float | None = None  # sigma over the same
     density: float | None = None  # share of plain-text tokens on which it is active
 
 
@@ -45,12 +44,12 @@ class Site(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def n_live(self) -> int:
-        """Latents that need the encoder."""
+        """Number of live latents, those that need the encoder."""
         return sum(not latent.edit.is_constant for latent in self.latents)
 
 
 class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a set comes from; nothing here changes what it does."""
+    """The origin of a set. Nothing here changes what the set does."""
 
     method: str  # "saif", "diff_in_means", "made", "random", "noise", "imported"
     model: str | None = None

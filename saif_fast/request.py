@@ -1,4 +1,4 @@
-"""What a request may ask for: flat keys, since HTTP carries only strings and numbers."""
+"""The steering keys of a request: flat, because HTTP carries only strings and numbers."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from saif_kernels import OPEN_STOP, Window, largest_norm
 
 REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
 SCOPES = ("generated", "prompt", "all")
-# The scope "prompt": the last prompt token (generated index 0) belongs to it as well.
+# The scope "prompt". The last prompt token, generated index 0, belongs to it as well.
 PROMPT_ONLY = Window(prompt=True, start=0, stop=1)
-MAX_DECAY = 1000.0  # far beyond use, far within fp32, which the tables are in
-_LEAST_STRENGTH = 2.0**-126  # of fp32's normal numbers; a device may take a lesser one for 0
-_TERM_LENGTH = 128  # of a name, a strength and what is around them
+MAX_DECAY = 1000.0  # far beyond every useful one, far within the tables' fp32
+_LEAST_STRENGTH = 2.0**-126  # fp32's least normal number; a device may flush lesser ones to 0
+_TERM_LENGTH = 128  # characters of a name, a strength and what is around them, at most
 
 # ASCII only: Python's own float() also reads "1_000", " 1" and digits of other scripts.
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _STRENGTH = re.compile(_NUMBER)
 _DECAY = re.compile(rf"({_NUMBER})(?: *, *({_NUMBER}))?")
-# A strength is whatever stands behind the "*", so that a message can say what it should be. The
-# plus of an exponent belongs to it, as the one before it does; other ones come before a term.
+# A strength is whatever stands behind the "*", so that a message can say what it should be. A plus
+# sign at its beginning or in its exponent belongs to it; every other plus begins a new term.
 _TERM = re.compile(
     rf"(?P<name>{NAME_PATTERN})"
     r"(?: *\* *(?P<strength>[+-]?(?:[0-9.]+[eE][+-]?[0-9]+|[^ +*]+)))?"
 )
 _PLUS = re.compile(r" *\+ *")
 
-# "saif" in another order, or with a letter missing; words such as "safe" and "said" are neither.
+# "saif" in another order, or with a letter missing. Words such as "safe" and "said" are neither.
 _MISSPELT = frozenset(
     map("".join, (*itertools.permutations("saif"), *itertools.combinations("saif", 3)))
 )
-_WITH_OTHER_LETTERS = re.compile(r".*s.*a.*i.*f")  # one or two too many
+_WITH_OTHER_LETTERS = re.compile(r".*s.*a.*i.*f")  # "saif" with one or two letters too many
 
 
 class SteeringRequest(msgspec.Struct, frozen=True):
-    """Sets with strengths, and where they apply."""
+    """A parsed request: sets with strengths, and the tokens that they steer."""
 
     sets: tuple[tuple[str, float], ...]
     window: Window = Window()
-    scope: str = "generated"  # as given; two scopes can be one window
+    scope: str = "generated"  # as given: two scopes can have the same window
 
 
 def parse_request(
@@ -58,10 +58,10 @@ def parse_request(
     max_strength: float = MAX_STRENGTH,
     max_sets: int = 8,
 ) -> SteeringRequest | None:
-    """Read the ``saif*`` keys of a request; keys of others are left alone. None: nothing asked.
+    """Read the ``saif*`` keys of a request. Other keys are ignored.
 
-    Names are those of set files, numbers are ASCII, and spaces may stand around ``*``, ``+`` and
-    ``,`` only.
+    Names are those of set files. Numbers are ASCII. Spaces may stand around ``*``, ``+`` and ``,``
+    only.
 
     =============== =========================================== ==================================
     key             value                                       meaning
@@ -74,14 +74,22 @@ def parse_request(
     =============== =========================================== ==================================
 
     Args:
-        extra_args: the request's free dictionary.
+        extra_args: the request's free dictionary, vLLM's ``extra_args``.
         available: names of the sets that may be asked for.
         max_strength: largest absolute strength.
         max_sets: most sets in one request.
 
+    Returns:
+        The parsed request; None where no steering is asked for.
+
     Raises:
-        ValueError: anything else, and what would change nothing; the message names what is
-            available.
+        ValueError: the keys say anything else, or something that would change nothing. The message
+            names what is available.
+
+    Examples:
+        >>> request = parse_request({"saif": "french*0.8", "saif_start": 4}, available=["french"])
+        >>> request.sets, request.window.start
+        ((('french', 0.8),), 4)
     """
     check_keys(extra_args)
     given = {
@@ -99,12 +107,12 @@ def parse_request(
 
 
 def plain(value: object) -> object:
-    """``value`` as exactly a str, an int or a float where it is of a subclass; else as it is.
+    """Return ``value`` as exactly a str, an int or a float if its type derives from one.
 
-    numpy's float64 and str_ and the members of enums pass for what they derive from in every check
-    but the last: an engine cannot be sent them.
+    numpy's float64 and str_, and members of enums, pass every check, but cannot be sent to an
+    engine.
     """
-    # Not str(value) and so on: a subclass may say something else of itself, as enums do.
+    # str(value) would not do: a subclass may override it, as enums do.
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -115,9 +123,9 @@ def plain(value: object) -> object:
 
 
 def check_keys(extra_args: Mapping[str, object] | None) -> None:
-    """Raise ValueError for a key that nearly is one of ours.
+    """Raise ValueError for a key that is nearly one of ours.
 
-    Such a request would be served unsteered, which no one would notice.
+    Its request would be served unsteered, and nobody would notice.
     """
     for key in extra_args or ():
         if _is_near(str(key)) and key not in REQUEST_KEYS:
@@ -128,7 +136,7 @@ def check_keys(extra_args: Mapping[str, object] | None) -> None:
 
 def _is_near(key: str) -> bool:
     name = key.lower()
-    if "f" not in name and "sai" not in name:  # as most are; a body may have any number of keys
+    if "f" not in name and "sai" not in name:  # most keys, and a body may have any number of them
         return False
     stem = name.replace("-", "_").partition("_")[0]
     return (
@@ -139,7 +147,7 @@ def _is_near(key: str) -> bool:
 
 
 def check_strength(name: str, value: float, max_strength: float = MAX_STRENGTH) -> float:
-    """Return ``value``, or raise ValueError unless it is finite, within ``max_strength``, not 0."""
+    """Return ``value``; raise ValueError unless it is finite, within ``max_strength`` and not 0."""
     if not abs(value) <= max_strength:
         raise ValueError(
             f"saif: expected a strength between {-max_strength:g} and {max_strength:g} for set "
@@ -157,8 +165,9 @@ def check_reached(window: Window, max_tokens: int, *, prompt_shows: bool = True)
     """Raise ValueError where a generation ends before its window begins.
 
     Args:
-        max_tokens: most tokens that are generated.
-        prompt_shows: a window that takes in the prompt changes something by that alone.
+        window: the tokens that are steered.
+        max_tokens: number of tokens that are generated, at most.
+        prompt_shows: whether steering of the prompt alone changes what is returned.
     """
     if window.start >= max_tokens and not (window.prompt and prompt_shows):
         raise ValueError(
@@ -168,18 +177,17 @@ def check_reached(window: Window, max_tokens: int, *, prompt_shows: bool = True)
 
 
 def check_combination(sets: Mapping[str, LatentSet]) -> None:
-    """Raise ValueError where two sets set the same latent: one request cannot have both.
+    """Raise ValueError where two sets of a request edit the same latent and cannot be combined.
 
-    Additions combine; two edits that depend on the activation (clamp, scale, ...) of one latent do
-    not.
+    Which edits combine is :attr:`Edit.combines`.
     """
     owner: dict[tuple[int, str | None, int], str] = {}
     for name, latent_set in sets.items():
         for tensors in latent_set.sites:
             sae = tensors.site.sae
             for latent in tensors.site.latents:
-                # Without an SAE an index names nothing that another set could mean too.
-                if latent.edit.kind == "add" or sae is None:
+                # Without an SAE, equal indices of two sets do not mean the same latent.
+                if latent.edit.combines or sae is None:
                     continue
                 key = (tensors.site.layer, sae.content_hash, latent.index)
                 if key in owner:
@@ -191,9 +199,9 @@ def check_combination(sets: Mapping[str, LatentSet]) -> None:
 
 
 def check_length(sets: Iterable[tuple[LatentSet, float]], dtype: torch.dtype) -> None:
-    """Raise ValueError where sets with their strengths change more than a residual stream holds.
+    """Raise ValueError where sets and strengths come to a change that ``dtype`` cannot hold.
 
-    The op would cut such a change down, and so not do what was asked for.
+    The op would cut such a change down, which is not what was asked for.
     """
     largest, reach = largest_norm(dtype), defaultdict[int, float](float)
     for latent_set, strength in sets:
@@ -236,7 +244,7 @@ def _parse_sets(
 
 
 def _terms(text: str, available: Collection[str]) -> Iterator[tuple[str, str | None]]:
-    """Names and strengths of ``text``, as they are written."""
+    """Yield names and strengths of ``text``, as they are written."""
     at = 0
     while term := _TERM.match(text, at):
         plus = _PLUS.match(text, term.end())
@@ -264,7 +272,7 @@ def _strength(name: str, text: str, max_strength: float, available: Collection[s
 
 
 def _parse_window(given: Mapping[str, object]) -> tuple[str, Window]:
-    """The scope as given, and what it comes to with the other keys."""
+    """Return the scope as given, and the window that it makes with the other keys."""
     scope = given.get("saif_scope", "generated")
     if not isinstance(scope, str) or scope not in SCOPES:
         raise ValueError(f"saif_scope: expected one of {', '.join(SCOPES)}, got {quoted(scope)}")
@@ -309,7 +317,7 @@ def _decay(value: object) -> tuple[float, float]:
 
 
 def quoted(value: object) -> str:
-    """As a message has it: short, however long or deep the value is."""
+    """Return ``value`` as an error message shows it: short, however long or deep it is."""
     value = plain(value)
     if isinstance(value, str | bytes):
         return f"{value[:60]!r}…" if len(value) > 60 else repr(value)

@@ -1,4 +1,4 @@
-"""A directory of latent sets: the names a server offers."""
+"""Set directories: the sets that a server offers, one file per set."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from saif_fast.set_file import Identity, SetHeader
 
 logger = logging.getLogger(__name__)
 
-# A link whose target is gone is no set, nor is one that leads to itself.
+# A link to nothing, or to itself, is no set.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-# Nanoseconds in which a directory may change twice with one time, on the coarsest file systems.
+# Nanoseconds within which two changes of a directory may get the same time (coarsest file system).
 _SAME_TIME = 2_000_000_000
 _MOST_LOGGED = 10
 
 
 class UnknownSet(ValueError):
-    """There is no set of a name; the message names those there are."""
+    """Error for a name that no set has; the message lists those there are."""
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Errors inside are ValueErrors about set ``name``.
+    """Turn errors inside into ValueErrors about set ``name``.
 
-    They say nothing of where the file lies, which is none of a client's business.
+    Their messages reach clients, so they do not say where the file is.
     """
     try:
         yield
@@ -46,10 +46,9 @@ def reading(name: str) -> Iterator[None]:
 
 
 class SetDirectory:
-    """``<name>.safetensors`` files of one directory; the name of a set is its file's.
+    """The latent sets of one directory. Set ``NAME`` is the file ``NAME.safetensors``.
 
-    A set is a regular file, or a link to one, whose name is legal. Whatever else lies there is
-    ignored.
+    A set is a regular file with a legal name, or a link to one. Everything else is ignored.
 
     Raises:
         ValueError: the directory does not exist.
@@ -59,15 +58,17 @@ class SetDirectory:
         self.root = Path(path)
         if not os.path.isdir(self.root):
             raise ValueError(f"set directory: expected a directory, got {self.root}")
-        self._names: tuple[Identity, list[str]] | None = None  # as of a time of the directory
-        self._ignored: list[str] = []  # names of files, as the log has them
+        self._names: tuple[Identity, list[str]] | None = None  # of the directory in this state
+        self._ignored: list[str] = []  # names of files, as logged
 
     def path(self, name: str) -> Path:
-        """The file of set ``name``, whether it exists or not."""
+        """Return the file of set ``name``, whether it exists or not."""
         return self.root / file_name(name)
 
     def names(self) -> list[str]:
-        """Names of the sets that are there now, sorted. Only a directory that changed is read.
+        """List the names of the sets that are there now, sorted.
+
+        The directory is read only if it changed.
 
         Raises:
             ValueError: the directory cannot be read.
@@ -83,28 +84,28 @@ class SetDirectory:
             raise ValueError(f"the set directory cannot be read ({error.strerror})") from error
 
     def identity(self, name: str) -> Identity:
-        """Which file set ``name`` is now: another one, or this one written anew, has another.
+        """Return the identity of the file of set ``name``, which changes when the file does.
 
         Raises:
-            UnknownSet: there is none.
-            ValueError: the file system does not say.
+            UnknownSet: there is no such set.
+            ValueError: the file system cannot tell.
         """
         return self._find(name)[1]
 
     def read(self, name: str) -> tuple[bytes, Identity]:
-        """The file's content, and which file it is; raises as :meth:`load`."""
+        """Read the content and the identity of a set's file; raises as :meth:`load`."""
         path, _ = self._find(name)
         with reading(name):
             return set_file.read(path)
 
     def header(self, name: str) -> SetHeader:
-        """What the set says of itself, without its tensors; raises as :meth:`load`."""
+        """Read a set's header, without its tensors; raises as :meth:`load`."""
         path, _ = self._find(name)
         with reading(name):
             return set_file.read_header(path)
 
     def headers(self) -> Iterator[tuple[str, SetHeader]]:
-        """Each set by name, as :meth:`header`; those that go meanwhile are left out."""
+        """Yield name and header of each set. Sets that are deleted meanwhile are left out."""
         for name in self.names():
             try:
                 yield name, self.header(name)
@@ -115,7 +116,7 @@ class SetDirectory:
         """Load set ``name``.
 
         Raises:
-            UnknownSet: there is none.
+            UnknownSet: there is no such set.
             ValueError: as :meth:`LatentSet.from_bytes`, or the file system's reason.
         """
         data, _ = self.read(name)
@@ -123,11 +124,13 @@ class SetDirectory:
             return LatentSet.from_bytes(data)
 
     def load_all(self) -> dict[str, LatentSet]:
-        """Every set by name."""
+        """Load every set, by name."""
         return {name: self.load(name) for name in self.names()}
 
     def _find(self, name: str) -> tuple[str, Identity]:
-        path = os.path.join(self.root, file_name(name))  # quicker than a Path, for thousands
+        path = os.path.join(
+            self.root, file_name(name)
+        )  # quicker than a Path: sets may be thousands
         with reading(name):
             try:
                 found = os.stat(path)
@@ -161,7 +164,7 @@ class SetDirectory:
         return sorted(names)
 
     def _log(self, ignored: list[str]) -> None:
-        """Once for each change of what is ignored, not for each reading of the directory."""
+        """Warn once per change of what is ignored, not per reading of the directory."""
         if ignored and ignored != self._ignored:
             more = len(ignored) - _MOST_LOGGED
             logger.warning(
@@ -175,5 +178,5 @@ class SetDirectory:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # of a link: where it leads cannot be seen
+    except OSError:  # a link whose target cannot be examined
         return False

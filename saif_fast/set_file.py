@@ -1,30 +1,37 @@
-"""The file of a latent set: a safetensors file whose metadata say what its tensors are."""
+"""The file format of latent sets: safetensors, whose metadata say what the tensors are."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
 
+from saif_fast.names import check_file_name
 from saif_fast.records import Provenance, Site
 
 FORMAT_VERSION = 1
-METADATA_KEY = "saif_latent_set"
-_LENGTH = 8  # bytes that hold the length of a safetensors file's header
-_LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+_METADATA_KEY = "saif_latent_set"
+FIELDS = ("W_enc", "b_enc", "threshold", "W_dec")  # tensors of a site; named LAYER.FIELD
+OPTIONAL_FIELD = "vector"
+_LENGTH = 8  # bytes at the beginning of a safetensors file: the length of its header
+_LONGEST_HEADER = 100_000_000  # bytes: safetensors' own limit
 _INCOMPLETE = "not a complete safetensors file"
 
-# Time, size and number of a file: writing in place changes the time, replacing it the number.
+# Times, size and inode of a file: writing in place changes a time, replacing the file its inode.
 Identity: TypeAlias = tuple[int, int, int, int]
 
 
 class SetHeader(msgspec.Struct, frozen=True):
-    """The JSON in the file's metadata: all that there is to know of a set without its tensors."""
+    """The JSON in a file's metadata: all that is known of a set without its tensors."""
 
     format: int
     content_hash: str
@@ -35,7 +42,7 @@ class SetHeader(msgspec.Struct, frozen=True):
 
     @property
     def n_live(self) -> dict[int, int]:
-        """Live latents (those that need the encoder) by layer."""
+        """Number of live latents (those that need the encoder) by layer."""
         return {site.layer: site.n_live for site in self.sites}
 
     def check_model(self, hidden_size: int, num_layers: int) -> None:
@@ -52,13 +59,13 @@ class _Format(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct, rename={"metadata": "__metadata__"}):
-    """Of a safetensors header."""
+    """The metadata of a safetensors header."""
 
     metadata: dict[str, str] = {}
 
 
 class _Tensor(msgspec.Struct):
-    """An entry of a safetensors header; its metadata are read as one without bytes."""
+    """An entry of a safetensors header. ``__metadata__`` is read as one without bytes."""
 
     data_offsets: tuple[int, int] = (0, 0)
 
@@ -68,19 +75,19 @@ _metadata = msgspec.json.Decoder(_Metadata)
 
 
 def identity(found: os.stat_result) -> Identity:
-    """What tells a file from another one, and from itself as it was before it was written."""
-    # A file that is written in place may be given its former time; it cannot be given its ctime.
+    """Return what tells a file from every other, and from itself before it was last written."""
+    # Whoever writes a file in place may restore its mtime, but not its ctime.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def read(path: str | Path) -> tuple[bytes, Identity]:
-    """The whole file, and which one it is. A large file that is no latent set is not read.
+    """Read a whole file, and which one it is. A large file that is no latent set is not read.
 
     Raises:
-        OSError: of the file system.
-        ValueError: the file is not regular, or no latent set by its header.
+        OSError: the file system's.
+        ValueError: the file is not regular, or its header is not that of a latent set.
     """
-    # Not mapped into memory: a file that is cut short under a map ends the process.
+    # Not memory-mapped: if a mapped file is truncated, reading it kills the process.
     with _opened(path) as (file, found):
         head = _head(file, found.st_size)
         _parse(head)
@@ -88,7 +95,7 @@ def read(path: str | Path) -> tuple[bytes, Identity]:
 
 
 def read_header(path: str | Path) -> SetHeader:
-    """The header of a file that has all the bytes it speaks of; raises as :func:`read`."""
+    """Read the header of a file, and check that the file is complete; raises as :func:`read`."""
     with _opened(path) as (file, found):
         head = _head(file, found.st_size)
         header = _parse(head)
@@ -98,25 +105,70 @@ def read_header(path: str | Path) -> SetHeader:
         return header
 
 
-def header_of(data: bytes) -> SetHeader:
-    """The header of a file's content; ValueError where it is none of a latent set."""
-    return _parse(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+def write(path: Path, header: SetHeader, sites: Sequence[Mapping[str, Tensor]]) -> None:
+    """Make or replace the file of a set; a reader never sees half of it.
 
+    Args:
+        path: the file.
+        header: what the file says of the set.
+        sites: tensors by field name, one mapping per site of the header.
 
-def write(path: Path, data: bytes) -> None:
-    """Make or replace a file; a reader never sees half of it."""
+    Raises:
+        ValueError: ``path`` is a directory, or no set directory would offer such a file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file to write, got a directory")
+    check_file_name(path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(data)
+        partial.write_bytes(_encode(header, sites))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def decode(data: bytes) -> tuple[SetHeader, list[dict[str, Tensor]]]:
+    """Return the header in a file's content, and the tensors of each site by field name.
+
+    Raises:
+        ValueError: the content is truncated, no safetensors, no latent set, of a newer format, or
+            does not hold exactly the tensors of the header's sites.
+    """
+    header = _parse(data[: _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+    try:
+        stored = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{_INCOMPLETE} ({error})") from None
+    sites = []
+    for site in header.sites:
+        fields: dict[str, Tensor] = {}
+        for name in (*FIELDS, OPTIONAL_FIELD):
+            tensor = stored.pop(f"{site.layer}.{name}", None)
+            if tensor is None and name != OPTIONAL_FIELD:
+                raise ValueError(f"tensor {site.layer}.{name} is missing")
+            if tensor is not None:
+                fields[name] = tensor
+        sites.append(fields)
+    if stored:
+        raise ValueError(f"unexpected tensors {sorted(stored)}")
+    return header, sites
+
+
+def _encode(header: SetHeader, sites: Sequence[Mapping[str, Tensor]]) -> bytes:
+    # Copies, as safetensors refuses tensors that share memory (tied weights).
+    tensors = {
+        f"{site.layer}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+        for site, fields in zip(header.sites, sites, strict=True)
+        for name, tensor in fields.items()
+    }
+    metadata = {_METADATA_KEY: msgspec.json.encode(header).decode()}
+    return safetensors.torch.save(tensors, metadata)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    # A FIFO would keep its reader waiting for a writer.
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
@@ -149,7 +201,7 @@ def _decode(head: bytes) -> SetHeader:
         metadata = _metadata.decode(head[_LENGTH:]).metadata
     except ValueError as error:
         raise ValueError(f"{_INCOMPLETE} ({error})") from None
-    text = metadata.get(METADATA_KEY)
+    text = metadata.get(_METADATA_KEY)
     if text is None:
         raise ValueError("a safetensors file, but not a latent set (no saif metadata)")
     version = msgspec.json.decode(text, type=_Format).format

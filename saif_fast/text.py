@@ -1,4 +1,4 @@
-"""Text files, all read alike: UTF-8, with or without a byte order mark, LF or CRLF."""
+"""Reading of text files: UTF-8, with or without a byte order mark, LF or CRLF."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ STDIN = "-"
 
 
 class Line(NamedTuple):
-    """A line without its end, and where it stands, as messages name it."""
+    """A line without its end, and its place as messages name it."""
 
     place: str  # FILE:NUMBER, counted from 1
     text: str
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, or of stdin for ``-``, without a byte order mark at its beginning.
+    """Read a file, or stdin for ``-``, without a byte order mark at its beginning.
 
     Raises:
-        ValueError: it is not UTF-8; the message begins with path and line.
-        OSError: it cannot be read.
+        ValueError: the content is not UTF-8; the message begins with path and line.
+        OSError: the file cannot be read.
     """
     data = sys.stdin.buffer.read() if str(path) == STDIN else Path(path).read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The codec's positions are those of error.object, which does not have the mark.
+        # The codec counts in error.object, which is the data without the byte order mark.
         before = error.object[: error.start].split(b"\n")
         raise ValueError(
             f"{path}:{len(before)}: expected UTF-8, got 0x{error.object[error.start]:02x} "
@@ -36,9 +36,10 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[Line]:
-    """The lines of a text that are not blank; they end in LF or CRLF and in nothing else.
+    """Read the lines of a file, or of stdin for ``-``, that are not blank.
 
-    A line or paragraph separator of Unicode, or a form feed, is a part of its line.
+    Lines end in LF or CRLF only: a line or paragraph separator of Unicode, or a form feed, is a
+    part of its line.
 
     Raises:
         ValueError, OSError: as :func:`read_text`.

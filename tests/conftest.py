@@ -24,12 +24,16 @@ ENVIRONMENT = {
     # The tensors are tiny: a second thread costs more than it brings, and vLLM's processes have the
     # other core.
     "OMP_NUM_THREADS": "1",
+    # Two engines at a time, by two workers of pytest: vLLM would bind both to the same core.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_LOGGING_LEVEL": "WARNING",
     # Not the user's compile cache: a graph compiled by another version of this code must not serve.
     "VLLM_CACHE_ROOT": CACHE,
 }
+
+SESSION_ENGINES = {"plain", "serve"}  # fixtures of tests/vllm/conftest.py
 
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
@@ -43,8 +47,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers select, and before pytest-xdist reads groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put quick tests first: then engines, then slow ones; files stay together."""
+    """Mark and group engine tests, and put quick tests first: then engines, then slow ones.
+
+    One worker runs all tests of a module that start engines, which share these by fixtures; and all
+    tests that use the engines of the whole session.
+    """
+    for item in items:
+        if item.get_closest_marker("engine") is None:
+            continue
+        if item.get_closest_marker("smoke") is None:
+            item.add_marker(pytest.mark.extended)
+        shared = SESSION_ENGINES & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("session" if shared else item.path.stem))
     items.sort(
         key=lambda item: (
             item.get_closest_marker("slow") is not None,
@@ -57,6 +73,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("engine") is not None:
                 item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how often two engines disagreed where they may: at a near tie."""
+    found = [
+        (report.nodeid.partition("::")[2].partition("@")[0], compared, excused)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "teardown"
+        for name, value in report.user_properties
+        if name == "near_ties"
+        for compared, excused in [value]
+    ]
+    if not found:
+        return
+    terminalreporter.section("vLLM against its reference")
+    compared, excused = sum(n for _, n, _ in found), sum(len(names) for _, _, names in found)
+    terminalreporter.line(f"near ties excused: {excused} of {compared} comparisons")
+    for test, n, names in found:
+        terminalreporter.line(f"  {test}: {'; '.join([f'{len(names)} of {n}', *names])}")
 
 
 def pytest_unconfigure() -> None:

@@ -1,4 +1,4 @@
-"""Batched greedy generation with steering: what evaluations and comparisons run on."""
+"""The Transformers runtime: batched greedy generation with steering."""
 
 from __future__ import annotations
 
@@ -16,33 +16,38 @@ from saif_fast.model_info import ModelInfo
 from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
-from saif_transformers.residual import ResidualSteering
-from saif_transformers.steering import load_set
+from saif_transformers.context import load_set
+from saif_transformers.hooks import SteeringHooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Logits of a step, in elements: bounds the rows of a batch where the vocabulary is large.
+# Elements of a step's logits: bounds the batch rows where the vocabulary is large.
 _LOGIT_ELEMENTS = 1 << 27
 
 
 class TransformersRuntime:
-    """``saif_fast.runtime.Runtime`` on Hugging Face transformers.
+    """A ``saif_fast.runtime.Runtime`` on Hugging Face transformers.
 
     Sets are looked up at every call, so a mapping or directory may grow in between. Requests are
-    sorted by length and run in large left-padded batches; equal calls give equal results.
+    sorted by length and run in large left-padded batches. Equal calls give equal results.
 
     Args:
-        model: a directory, a hub name, or a loaded model (then ``tokenizer`` is needed).
+        model: a directory, a hub name, or a loaded model, which needs ``tokenizer``.
         sets: the sets that a request may name.
-        tokenizer: of a loaded model.
-        dtype: of the weights, "auto" = as stored.
-        device: where to run, None = a GPU if there is one, else the CPU.
-        max_rows: requests in a batch, at most.
-        max_batch_tokens: prompt and generated tokens in a batch, at most.
+        tokenizer: the tokenizer of a loaded model.
+        dtype: dtype of the weights; "auto" = as stored.
+        device: where to run; None = a GPU if there is one, else the CPU.
+        max_rows: requests per batch, at most.
+        max_batch_tokens: prompt and generated tokens per batch, at most.
 
     Raises:
-        ValueError: a loaded model without a tokenizer.
+        ValueError: a loaded model came without a tokenizer.
+
+    Examples:
+        >>> runtime = TransformersRuntime("google/gemma-2-2b-it", SetDirectory("sets"))
+        >>> request = GenerationRequest(prompt=prompt, saif="french*1.2", max_tokens=64)
+        >>> runtime.generate([request])[0].text
     """
 
     def __init__(
@@ -65,17 +70,17 @@ class TransformersRuntime:
         if tokenizer is None:
             raise ValueError("tokenizer: expected one with a loaded model, got None")
         self._model, self._tokenizer, self._sets = model.eval(), tokenizer, sets
-        self._context = ModelInfo.of(model.config).context
+        self._context = ModelInfo.from_config(model.config).context
         vocabulary = model.config.get_text_config().vocab_size
         self._max_rows = max(1, min(max_rows, _LOGIT_ELEMENTS // vocabulary))
         self._max_batch_tokens = max_batch_tokens
-        # The tokenizer's and the generation config's, as in vLLM.
+        # Stop at the tokenizer's and the generation config's EOS, as vLLM does.
         eos = model.generation_config.eos_token_id
         stops = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
         self._eos = torch.tensor(sorted(stops), dtype=torch.long, device=model.device)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy generations in the order of ``requests``; all are checked before any runs.
+        """Generate greedily, in the order of ``requests``. All are checked before any runs.
 
         Raises:
             ValueError: a request does not parse, names an unknown set or token, would end before
@@ -101,10 +106,10 @@ class TransformersRuntime:
         check_lengths(prompts, self._context, lambda i: f"request {i} prompt")
         used = {name for request in steering if request is not None for name, _ in request.sets}
         loaded = {name: load_set(self._sets, name) for name in names if name in used}
-        residual = ResidualSteering(self._model, loaded)
+        hooks = SteeringHooks(self._model, loaded)
         generated: list[list[int]] = [[]] * len(requests)
-        with torch.inference_mode(), residual.attached():
-            # A generation ends where the context does, as in vLLM.
+        with torch.inference_mode(), hooks.attached():
+            # As in vLLM, a generation ends where the context does.
             context = sys.maxsize if self._context is None else self._context
             lengths = [
                 min(len(prompt) + request.max_tokens, context)
@@ -115,7 +120,7 @@ class TransformersRuntime:
                     [prompts[i] for i in batch],
                     [lengths[i] - len(prompts[i]) for i in batch],
                     [steering[i] for i in batch],
-                    residual,
+                    hooks,
                     bias.rows(batch),
                 )
                 for i, row in zip(batch, rows, strict=True):
@@ -126,7 +131,7 @@ class TransformersRuntime:
         ]
 
     def close(self) -> None:
-        """Drop the model; the runtime cannot be used afterwards."""
+        """Drop the model. The runtime cannot be used afterwards."""
         del self._model, self._tokenizer
 
     def _run(
@@ -134,19 +139,19 @@ class TransformersRuntime:
         prompts: list[list[int]],
         budgets: list[int],
         steering: list[SteeringRequest | None],
-        residual: ResidualSteering,
+        hooks: SteeringHooks,
         bias: Tensor | None,
     ) -> list[list[int]]:
-        """Greedy decoding of one batch, with a KV cache; a row leaves when it is finished."""
+        """Decode one batch greedily, with a KV cache; a row leaves when it is finished."""
         tokens, real = left_pad(prompts, self._model.device)
-        residual.begin(steering, real.sum(1))
+        hooks.set_requests(steering, real.sum(1))
         positions = positions_of(real)
         budget = torch.tensor(budgets, device=tokens.device)
         going = list(range(len(prompts)))
         generated: list[list[int]] = [[] for _ in prompts]
         cache: Any = None
         while True:
-            residual.prepare(positions, real[:, -positions.shape[1] :])
+            hooks.place_tokens(positions, real[:, -positions.shape[1] :])
             output = self._model(
                 input_ids=tokens,
                 attention_mask=real.long(),
@@ -165,10 +170,10 @@ class TransformersRuntime:
             if kept.numel() == 0:
                 return generated
             if kept.numel() < len(going):
-                # The cache is copied by every step as it grows, so dropping rows costs one copy
-                # more at most.
+                # Every step copies the cache as it grows, so dropping rows costs one more copy at
+                # most.
                 cache.batch_select_indices(kept)
-                residual.select(kept)
+                hooks.keep_rows(kept)
                 going = [going[i] for i in kept.tolist()]
                 token, real, positions, budget = (x[kept] for x in (token, real, positions, budget))
                 bias = None if bias is None else bias[kept]
@@ -178,13 +183,13 @@ class TransformersRuntime:
 
 
 class _LogitBias:
-    """Dense biases, one row for each distinct dictionary; added to the raw logits, as vLLM does."""
+    """Dense biases, one row per distinct dictionary, added to the raw logits as vLLM does."""
 
     def __init__(
         self, biases: Sequence[Mapping[int, float] | None], vocabulary: int, device: torch.device
     ) -> None:
         distinct = {id(bias): bias for bias in biases if bias}
-        row = {key: i + 1 for i, key in enumerate(distinct)}  # row 0 is no bias
+        row = {key: i + 1 for i, key in enumerate(distinct)}  # row 0: no bias
         self._row = torch.tensor([row[id(b)] if b else 0 for b in biases], device=device)
         self._table = torch.zeros(len(distinct) + 1, vocabulary, device=device)
         for key, bias in distinct.items():
@@ -199,6 +204,6 @@ class _LogitBias:
             self._table[row[key], token.to(device)] = value.to(device)
 
     def rows(self, batch: list[int]) -> Tensor | None:
-        """[rows, vocabulary] fp32 biases of these requests; None where there are none."""
+        """Return [rows, vocabulary] fp32 biases of these requests; None if none has one."""
         row = self._row[batch]
         return self._table[row] if bool((row > 0).any()) else None

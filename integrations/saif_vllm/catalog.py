@@ -1,4 +1,4 @@
-"""The sets an engine offers: the set directory as it is when a request comes in."""
+"""Catalog of the sets an engine offers: the set directory at the time a request arrives."""
 
 from __future__ import annotations
 
@@ -11,29 +11,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from saif_fast.banks import HookedModel
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory, UnknownSet, reading
-from saif_fast.set_file import Identity
-from saif_fast.tables import HookedModel
 from saif_kernels import LatentEdits
-from saif_vllm.config import SteeringConfig
-
-
-class Found(msgspec.Struct, frozen=True, array_like=True):
-    """A set as the front end found it, and as a request carries it to the engine core.
-
-    Whatever becomes of the file meanwhile, the core has what was validated: the content goes with
-    the request, which costs 20 us for 100 KB.
-    """
-
-    name: str
-    content_hash: str
-    identity: Identity  # of the file
-    data: bytes  # its content
+from saif_vllm.config import SteeringConfig, hooked_model
+from saif_vllm.request import Found
 
 
 class Offered(NamedTuple):
-    """A set that fits this engine, and what the tables take of it by layer."""
+    """A set that fits this engine, compiled for its layers.
+
+    Only the core loads ``compiled`` into the workers. The front end compiles too, since that checks
+    whether the set fits.
+    """
 
     found: Found
     latent_set: LatentSet
@@ -41,7 +32,7 @@ class Offered(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the set; equal contents may have several."""
+        """Name of the set; equal contents may have several."""
         return self.found.name
 
     @property
@@ -51,34 +42,35 @@ class Offered(NamedTuple):
 
 
 class _Recent(OrderedDict[Hashable, Offered]):
-    """The sets that were asked for last, at most so many."""
+    """The ``capacity`` sets that were asked for last."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, capacity: int) -> None:
         super().__init__()
-        self._most = most
+        self._capacity = capacity
 
     def keep(self, key: Hashable, offered: Offered) -> Offered:
-        """Remember it as the latest."""
+        """Put a set in as the latest one, and return it."""
         self[key] = offered
         self.move_to_end(key)
-        while len(self) > self._most:
+        while len(self) > self._capacity:
             self.popitem(last=False)
         return offered
 
 
 class SetCatalog(Collection[str]):
-    """Names that requests may use; front ends and engine core have one each, over one directory.
+    """The names that requests may use. Front ends and engine core have a catalog each, over one
+    directory.
 
-    The directory alone says what there is: a file that is added, replaced or removed counts from
-    the next request on. A file is read when it has changed; else a request costs one ``stat``.
+    A file that is added, replaced or removed counts from the next request on. A file is read when
+    it has changed; otherwise a request costs one ``stat`` per set.
 
     Args:
-        directory: of the sets.
+        directory: the files of the sets.
         config: hooked layers and capacities.
-        model: what a set must fit.
+        model: the model that a set must fit.
 
     Raises:
-        ValueError: a hooked layer is none of the model's.
+        ValueError: the model does not have a hooked layer.
     """
 
     def __init__(self, directory: SetDirectory, config: SteeringConfig, model: HookedModel) -> None:
@@ -88,26 +80,26 @@ class SetCatalog(Collection[str]):
                 f"got {config.layers[-1]}"
             )
         self.config, self.model = config, model
-        self.max_tokens: int | None = None  # that any request can generate
+        self.max_tokens: int | None = None  # upper bound of the tokens a request can generate
         self._directory = directory
-        # However many sets there are, memory goes with what the engine can have loaded.
+        # Bounded by what the engine can load, or they would grow with the sets ever asked for.
         self._by_name, self._by_content = (_Recent(4 * config.max_sets) for _ in range(2))
 
     @classmethod
-    def of(cls, vllm_config: Any, config: SteeringConfig) -> SetCatalog:
-        """Of the directory that the engine was started with; every set in it is checked.
+    def from_vllm_config(cls, vllm_config: Any, config: SteeringConfig) -> SetCatalog:
+        """Open the directory that the engine was started with, and check every set in it.
 
         Raises:
-            ValueError: it is not there, or a set does not fit; the message names it.
+            ValueError: there is no such directory, or a set does not fit; the message names it.
         """
-        catalog = cls(SetDirectory(config.set_dir), config, model_of(vllm_config, config))
-        catalog.check()
+        catalog = cls(SetDirectory(config.set_dir), config, hooked_model(vllm_config, config))
+        catalog.check_sets()
         catalog.max_tokens = vllm_config.model_config.max_model_len - 1
         return catalog
 
-    def check(self) -> None:
-        """Check what the directory offers now: by the files' headers, and those sets that are
-        loaded at start as a whole.
+    def check_sets(self) -> None:
+        """Check the sets in the directory: those that are loaded at start in full, all others by
+        their headers.
 
         Raises:
             ValueError: a set does not fit; the message names it.
@@ -115,11 +107,11 @@ class SetCatalog(Collection[str]):
         for name in islice(self, self.config.max_sets):
             try:
                 self[name]
-            except UnknownSet:  # has gone meanwhile
+            except UnknownSet:  # its file is gone
                 continue
         for name, header in self._directory.headers():
             with reading(name):
-                self.model.check(header, self.config.max_latents)
+                self.model.check_header(header, self.config.max_latents)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -134,11 +126,11 @@ class SetCatalog(Collection[str]):
         return len(self._directory.names())
 
     def __getitem__(self, name: str) -> Offered:
-        """The set that the file ``<name>.safetensors`` holds now.
+        """Return the set that the file ``<name>.safetensors`` holds now.
 
         Raises:
-            UnknownSet: there is none.
-            ValueError: it cannot be read, is no latent set, or does not fit this engine.
+            UnknownSet: there is no such file.
+            ValueError: the file cannot be read, is no latent set, or does not fit this engine.
         """
         known = self._by_name.get(name)
         if known is None or known.found.identity != self._directory.identity(name):
@@ -153,13 +145,15 @@ class SetCatalog(Collection[str]):
             return self._fit(found, latent_set)
 
     def _fit(self, found: Found, latent_set: LatentSet) -> Offered:
-        return Offered(found, latent_set, self.model.compile(latent_set, self.config.max_latents))
+        return Offered(
+            found, latent_set, self.model.edits_by_layer(latent_set, self.config.max_latents)
+        )
 
-    def received(self, found: Found) -> Offered:
-        """A set that came with a request, whatever the file of its name holds by now.
+    def read_received(self, found: Found) -> Offered:
+        """Return a set that came with a request, even if the file of its name has changed since.
 
         Raises:
-            ValueError: it does not fit this engine.
+            ValueError: the set does not fit this engine.
         """
         known = self._by_content.get(found.content_hash)
         kept = msgspec.structs.replace(found, data=b"")
@@ -172,20 +166,20 @@ class SetCatalog(Collection[str]):
         return self._by_content.keep(found.content_hash, known)._replace(found=kept)
 
     def is_current(self, found: Found) -> bool:
-        """Whether the file of this name is still the one that was found."""
+        """Return whether the file of this name is still the one that was found."""
         try:
             return self._directory.identity(found.name) == found.identity
-        except ValueError:  # asked in the core's main loop, which has to go on
+        except ValueError:  # The core's main loop calls this, and must go on.
             return False
 
     def lookup(self) -> Lookup:
-        """Where the sets of the request that is being served are looked up."""
+        """Return the lookup of the request that is being served, or a new one."""
         current = _lookup.get()
         return current if current is not None and current.catalog is self else Lookup(self)
 
     @contextmanager
     def one_request(self) -> Iterator[None]:
-        """All that is looked up inside, and in tasks that begin there, is for one request."""
+        """Use one :class:`Lookup` for all that runs inside, and in tasks that begin there."""
         token = _lookup.set(self.lookup())
         try:
             yield
@@ -194,11 +188,11 @@ class SetCatalog(Collection[str]):
 
 
 class Lookup(Collection[str]):
-    """The sets of one request. Each name is looked up once, whoever asks for it, and however often.
+    """The sets of one request: each name is looked up once, so that all checks see the same set.
 
     Args:
-        catalog: has the sets.
-        found: those that are known already.
+        catalog: where sets are looked up.
+        found: sets that are known already.
     """
 
     def __init__(self, catalog: SetCatalog, found: Iterable[Offered] = ()) -> None:
@@ -206,7 +200,7 @@ class Lookup(Collection[str]):
         self._found = {offered.name: offered for offered in found}
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self[name])  # or it says what there is
+        return isinstance(name, str) and bool(self[name])  # else raises, naming what there is
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.catalog)
@@ -215,23 +209,12 @@ class Lookup(Collection[str]):
         return len(self.catalog)
 
     def __getitem__(self, name: str) -> Offered:
-        """The set of that name; raises as :meth:`SetCatalog.__getitem__`."""
+        """Return the set of that name; raises as :meth:`SetCatalog.__getitem__`."""
         if name not in self._found:
             self._found[name] = self.catalog[name]
         return self._found[name]
 
 
-# Over HTTP a request is checked before its answer begins, and is made into requests of the engine
-# much later, perhaps in a task of its own: a context goes with it.
+# Over HTTP a request is checked before its answer begins, and becomes a request of the engine much
+# later, perhaps in a task of its own. A context variable follows it there.
 _lookup: ContextVar[Lookup | None] = ContextVar("saif_lookup", default=None)
-
-
-def model_of(vllm_config: Any, config: SteeringConfig) -> HookedModel:
-    """What a set must fit in an engine of this configuration."""
-    model = vllm_config.model_config
-    return HookedModel(
-        config.layers,
-        model.get_hidden_size(),
-        model.get_total_num_hidden_layers(),
-        model.dtype,
-    )

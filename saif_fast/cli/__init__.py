@@ -1,8 +1,9 @@
-"""The ``saif`` command: identify, make, inspect, generate, eval, export; serve is saif_vllm's."""
+"""The ``saif`` command and its commands; ``saif serve`` is added by saif_vllm."""
 
 from __future__ import annotations
 
 from saif_fast.cli.app import app
+from saif_fast.cli.demo import demo
 from saif_fast.cli.evaluate import evaluate
 from saif_fast.cli.generate import generate
 from saif_fast.cli.identify import identify
@@ -16,8 +17,9 @@ app.command()(inspect)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(export)
+app.command()(demo)
 
 
 def main() -> None:
-    """Console script."""
+    """Run the console script."""
     app()

@@ -1,4 +1,4 @@
-"""The application object: what every command's errors and warnings look like."""
+"""The application object, and the form of every command's errors and warnings."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-# Commands of integrations: functions of the list of arguments; the docstring is the help.
+# Commands of integrations: functions of the list of arguments, whose docstring is the help.
 ENTRY_POINTS = "saif_fast.commands"
 
-# Results go to stdout, everything about them to stderr. A pipe has no width: nothing is folded.
+# Results go to stdout, everything about them to stderr. Into a pipe, lines are not folded.
 out = Console(width=None if sys.stdout.isatty() else 200)
 
 
 class OneSentence(TyperGroup):
-    """Turns an error at the public door into one line and exit code 1; a warning into one line."""
+    """A group that prints an expected error, or a warning, as one line; an error exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Ours are all of this kind. Others are put down to our code by chance: one about a
-            # resource of vLLM's, say, is made wherever the garbage collector runs.
+            # All our warnings are UserWarnings. Other kinds are attributed to our code by chance:
+            # one about a resource of vLLM's comes from wherever the garbage collector runs.
             warnings.filterwarnings("always", category=UserWarning, module="saif_")
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             try:
@@ -43,7 +43,7 @@ class OneSentence(TyperGroup):
 
 
 class WithIntegrations(OneSentence):
-    """Has the commands of the group ``saif_fast.commands`` too, each loaded when it is needed."""
+    """The group with the commands of integrations too, each loaded when it is needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(_integrations())]
@@ -59,7 +59,7 @@ def _integrations() -> dict[str, EntryPoint]:
 
 
 def _passing_all(name: str, function: Callable[[list[str]], None]) -> Any:
-    """A command that leaves its arguments, ``--help`` among them, to ``function``."""
+    """Make a command that passes all arguments, ``--help`` too, to ``function``."""
     single = typer.Typer(add_completion=False)
     settings = {
         "ignore_unknown_options": True,
@@ -88,18 +88,18 @@ def _one_line(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """One line to stderr, whatever the terminal's width."""
+    """Print one line to stderr, whatever the terminal's width."""
     typer.echo(line, err=True)
 
 
 def quiet() -> None:
-    """Keep the logs and warnings of libraries out of the output; variables that are set stay."""
+    """Keep logs and warnings of libraries out of the output, unless variables ask for it."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for replies
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # read by the processes that we start
-    # vLLM sets this up when its engine starts; what is logged before goes to stderr unasked.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that we start
+    # vLLM sets its logger up only when its engine starts; until then it would log to stderr.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 

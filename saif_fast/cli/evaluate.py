@@ -1,4 +1,4 @@
-"""``saif eval``: the table of SAIF beside its controls."""
+"""``saif eval``: SAIF and its controls in one table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeName
-from saif_fast.cli.loading import check_output, load_info, load_model, load_sae, start_runtime
+from saif_fast.cli.loading import check_output, load_info, load_model, start_runtime
+from saif_fast.embedded import sae_source
+from saif_fast.evaluate import study
+from saif_fast.evaluate.results import tables, write_results
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.runtime import Runtime, find_runtime
+from saif_fast.sae import load_sae
 from saif_fast.tasks import get_task
 
 
@@ -29,16 +33,17 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
     ] = None,
     also: Annotated[
-        list[str] | None, typer.Option(help="Another layer's SAE, for rows of its own; repeat it.")
+        list[str] | None,
+        typer.Option(help="Another layer's SAE, for methods there; repeat it."),
     ] = None,
     runtime: Annotated[
         RuntimeName, typer.Option(help="What the reported replies run on.")
     ] = RuntimeName.transformers,
     select: Annotated[
-        int | None, typer.Option(min=1, help="Select contents that are used; all of them.")
+        int | None, typer.Option(min=1, help="Number of select contents; all.")
     ] = None,
     report: Annotated[
-        int | None, typer.Option(min=1, help="Report contents that are used; all of them.")
+        int | None, typer.Option(min=1, help="Number of report contents; all.")
     ] = None,
     chat: Annotated[
         bool | None,
@@ -49,21 +54,17 @@ def evaluate(
     ] = False,
 ) -> None:
     """Compare SAIF with prompting, other vectors, logit biases and chance, by equal searches."""
-    from saif_fast.evaluate.results import tables, write_results
-    from saif_fast.evaluate.study import Search, Subject, check, choose
-    from saif_fast.evaluate.study import report as run_report
-
     tasks = {name: get_task(name) for name in task}
     if output is not None:
         check_output(output)
-    find_runtime(runtime.value)  # that it is missing is better known now than at the report
-    main, others = load_sae(sae), [load_sae(other) for other in also or []]
+    find_runtime(runtime.value)  # refuse a missing runtime now, not after the search
+    main, *others = (load_sae(sae_source(each)) for each in (sae, *(also or ())))
     info = load_info(model)
     for each in (main, *others):
         each.require_edits()
         check_sae(each, info, allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
-    subject = Subject(
+    subject = study.Subject(
         loaded,
         tokenizer,
         main,
@@ -71,22 +72,22 @@ def evaluate(
         chat=chat,
         allow_mismatch=allow_mismatch,
     )
-    search, name = Search(), runtime.value
+    search, name = study.Search(), runtime.value
     for chosen in tasks.values():
-        check(chosen, subject, select, report)
+        study.check_task(chosen, subject, select, report)
     choices = {}
     for task_name, chosen in tasks.items():
         say(f"{task_name}: choosing among {search.size} candidates of every method")
-        choices[task_name] = choose(chosen, subject, search, select)
+        choices[task_name] = study.choose(chosen, subject, search, select)
 
     def open_with(sets: Mapping[str, LatentSet]) -> Runtime:
         if name == RuntimeName.transformers.value:
             return subject.open(sets)  # the model is loaded already
         return start_runtime(name, model, sets)
 
-    rows, _ = run_report(choices, tasks, subject, name, open_with, report)
-    for shown in tables(rows, f"{model} on report contents ({name})", out.width):
+    results, _ = study.report(choices, tasks, subject, name, open_with, report)
+    for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)
     if output is not None:
-        write_results(rows, output)
+        write_results(results, output)
         say(f"wrote {output}")

@@ -21,7 +21,7 @@ from saif_fast.set_dir import SetDirectory, reading
 
 
 class RuntimeName(StrEnum):
-    """What generates."""
+    """The runtimes that the commands offer."""
 
     vllm = "vllm"
     transformers = "transformers"
@@ -33,14 +33,14 @@ RuntimeOption = Annotated[
 
 
 def pick_runtime(chosen: RuntimeName | None) -> str:
-    """The runtime asked for, else the first installed one: vLLM before transformers."""
+    """Return the runtime asked for, else the first installed one: vLLM before transformers."""
     return chosen.value if chosen else installed_runtimes()[0]
 
 
 def generate(
     model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
     set_dir: Annotated[Path, typer.Option(help="Directory of latent sets.")],
-    prompts: Annotated[str, typer.Option(help="File of prompts, one a line; '-' is stdin.")] = "-",
+    prompts: Annotated[str, typer.Option(help="File of prompts, one per line; - is stdin.")] = "-",
     saif: Annotated[
         str | None, typer.Option(help='Sets and strengths: "french*0.8 + formal*0.4".')
     ] = None,
@@ -66,7 +66,7 @@ def generate(
     options: dict[str, str | int | float] = {
         key: value for key, value in given.items() if value is not None
     }
-    # Before anything is loaded: an engine takes a minute to start.
+    # Parsed before anything is loaded, because an engine takes a minute to start.
     asked = options if saif is None else {"saif": saif, **options}
     steering = parse_request(asked, available=sets.names())
     if steering is not None:
@@ -113,6 +113,6 @@ def _check_set(sets: SetDirectory, name: str, model: ModelInfo) -> None:
 def _comparison(texts: list[str], replies: list[str], saif: str) -> Table:
     table = Table("prompt", "unsteered", escape(saif), show_lines=True)
     for i, text in enumerate(texts):
-        # Text: a reply's brackets are no markup.
+        # In a Text, a reply's brackets are no markup.
         table.add_row(Text(text), Text(replies[2 * i]), Text(replies[2 * i + 1]))
     return table

@@ -14,17 +14,21 @@ from saif_fast.cli.loading import (
     builtin_contents,
     load_info,
     load_model,
-    load_sae,
     read_lines,
     set_output,
 )
+from saif_fast.embedded import sae_source
+from saif_fast.evaluate import study
+from saif_fast.identify import build_pairs, collect, find_latents, load_pairs
+from saif_fast.identify.statistics import DEFAULT_K, check_choice
 from saif_fast.model_info import check_sae
+from saif_fast.sae import load_sae
 from saif_fast.tasks import Task
 from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 
 class Position(StrEnum):
-    """Where the instruction stands relative to the content."""
+    """The place of the instruction relative to the content."""
 
     post = "post"
     pre = "pre"
@@ -45,7 +49,7 @@ def identify(
         typer.Option(help="A task's name, or the instruction's text; repeat it for more wordings."),
     ] = None,
     contents: Annotated[
-        str | None, typer.Option(help="File of contents, one a line; '-' is stdin.")
+        str | None, typer.Option(help="File of contents, one per line; '-' is stdin.")
     ] = None,
     position: Annotated[
         Position | None, typer.Option(help="Of the instruction.", show_default="post")
@@ -55,7 +59,7 @@ def identify(
         typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
     ] = None,
     k: Annotated[
-        int | None, typer.Option(min=1, help="Latents in the set.", show_default="15")
+        int | None, typer.Option(min=1, help="Latents in the set.", show_default=f"{DEFAULT_K}")
     ] = None,
     beta: Annotated[
         float | None, typer.Option(help="Strength mu + beta * sigma.", show_default="0")
@@ -63,15 +67,14 @@ def identify(
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose k and beta on the task's select contents.")
     ] = False,
+    norm_scaling_factor: Annotated[
+        float | None, typer.Option(help="Of an SAE whose files lack it: sqrt(d_model) / mean norm.")
+    ] = None,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Take an SAE of another model of this shape.")
     ] = False,
 ) -> None:
     """Find the latents that make a model follow an instruction."""
-    from saif_fast.evaluate.study import Search, Subject, check_prompts, tune
-    from saif_fast.identify import LatentStatistics, build_pairs, collect, load_pairs
-    from saif_fast.identify.statistics import check_choice
-
     if (pairs is None) == (not instruction):
         raise ValueError("identify: expected either --pairs or --instruction")
     if pairs is not None and contents is not None:
@@ -95,18 +98,17 @@ def identify(
                 _check_disjoint(given["contents"], named)
         contrast = build_pairs(position=(position or Position.post).value, **given)
     output = set_output(output)
-    read = load_sae(sae)
-    # The search of --auto takes no more latents than there are.
-    check_choice(read, k or (1 if auto else 15), beta or 0.0)
+    read = load_sae(sae_source(sae), norm_scaling_factor=norm_scaling_factor)
+    # --auto never searches more latents than there are.
+    check_choice(read, k or (1 if auto else DEFAULT_K), beta or 0.0)
     check_sae(read, load_info(model), allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
-    subject = Subject(loaded, tokenizer, read, chat=chat, allow_mismatch=allow_mismatch)
     if auto and named is not None:
-        check_prompts(named, subject, n_report=0)
-    activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
-    statistics = LatentStatistics.compute(read, activations, allow_mismatch=allow_mismatch)
-    if auto and named is not None:
-        choice = tune(named, subject, statistics, Search())
+        subject = study.Subject(loaded, tokenizer, read, chat=chat, allow_mismatch=allow_mismatch)
+        study.check_prompts(named, subject, n_report=0)
+        activations = collect(loaded, tokenizer, contrast, [read.layer], chat=chat)
+        statistics = study.measure(read, subject, activations)
+        choice = study.tune(named, subject, statistics, study.Search())
         found = choice.candidate.latent_set
         assert found is not None
         say(
@@ -114,7 +116,16 @@ def identify(
             f"{choice.selected.n} select contents strictly right"
         )
     else:
-        found = statistics.latent_set(k or 15, beta or 0.0)
+        found = find_latents(
+            loaded,
+            tokenizer,
+            read,
+            contrast,
+            k=k or DEFAULT_K,
+            beta=beta or 0.0,
+            chat=chat,
+            allow_mismatch=allow_mismatch,
+        )
     found.save(output)
     out.print(found.describe(), markup=False, highlight=False, soft_wrap=True)
     say(f"wrote {output}")
@@ -130,10 +141,10 @@ def _of_task(task: Task) -> dict[str, Any]:
 
 
 def of_texts(wordings: list[str]) -> dict[str, Any]:
-    """Contents, and negatives with sentences of another meaning, for the user's own wordings.
+    """Return arguments of ``build_pairs`` for the user's own wordings.
 
-    Without the latter any appended sentence would tell the two sides apart. A task that has one of
-    the wordings has no other meaning.
+    The built-in tasks' other instructions are for negatives: without them any appended sentence
+    would tell the two sides apart. A task that has one of the wordings is left out.
     """
     tasks = [[wording.text for wording in task] for task in WORDINGS.values()]
     return {

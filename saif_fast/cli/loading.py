@@ -1,4 +1,4 @@
-"""What command-line arguments name: models, SAEs, tasks, prompts."""
+"""Command-line arguments turned into models, tasks, prompts and files."""
 
 from __future__ import annotations
 
@@ -10,40 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from saif_fast import embedded, text
+from saif_fast import text
 from saif_fast.cli.app import quiet
+from saif_fast.embedded import model_source
 from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
 from saif_fast.runtime import Runtime, Sets, open_runtime
-from saif_fast.sae import SparseAutoencoder
 from saif_fast.tasks import Task, get_task, task_names
 from saif_fast.text import Line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "embedded"
-
-
-def model_source(model: str) -> str:
-    """The directory or hub name that ``--model`` means; ``embedded`` is the shipped model."""
-    return str(embedded.model_path()) if model == EMBEDDED else model
-
-
-def load_sae(source: str) -> SparseAutoencoder:
-    """The SAE that ``--sae`` means: a directory, RELEASE:ID, ``embedded``, ``embedded:middle``."""
-    name, _, which = source.partition(":")
-    if name == EMBEDDED:
-        if which not in ("", "last", "middle"):
-            raise ValueError(f"sae: expected embedded:last or embedded:middle, got {source!r}")
-        return SparseAutoencoder.from_saelens(
-            embedded.sae_path("middle" if which == "middle" else "last")
-        )
-    return SparseAutoencoder.from_saelens(source)
-
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
+    """Load the model's tokenizer."""
     quiet()
     from transformers import AutoTokenizer
 
@@ -51,7 +32,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The transformers model in its stored dtype, on a GPU if there is one, and its tokenizer."""
+    """Load a model in its stored dtype, on a GPU if there is one, and its tokenizer."""
     quiet()
     import torch
     from transformers import AutoModelForCausalLM
@@ -70,19 +51,19 @@ def _no_progress_bars() -> None:
 
 
 def load_info(model: str) -> ModelInfo:
-    """What a model's config says of it, before its weights are loaded."""
+    """Read a model's config, before its weights are loaded."""
     quiet()
     from transformers import AutoConfig
 
-    return ModelInfo.of(_loaded(AutoConfig, model))
+    return ModelInfo.from_config(_loaded(AutoConfig, model))
 
 
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(model_source(model), **options)
-    # A damaged weights file is safetensors' own error, weights of another shape a RuntimeError.
+    # A damaged weights file raises safetensors' own error, weights of another shape RuntimeError.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # transformers explains itself over several lines; the first says what is wrong.
+        # transformers explains itself over several lines. The first says what is wrong.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model: {model!r} cannot be loaded: {reason}") from error
 
@@ -93,17 +74,17 @@ def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
     _no_progress_bars()
     try:
         return open_runtime(name, model_source(model), sets)
-    # RuntimeError is vLLM's own, and our plugin's refusal of a vLLM that it does not know.
+    # vLLM raises RuntimeError, and so does our plugin for a vLLM that it does not know.
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"runtime {name}: did not start: {error}") from error
 
 
 def as_task(instructions: list[str]) -> Task | None:
-    """The task that ``--instruction`` names, or None where these are wordings of an instruction.
+    """Return the task that ``--instruction`` names; None if its values are wordings.
 
     Raises:
-        ValueError: a text is empty, a task is one of several, or a single word is nearly a task's
-            name: as the text of an instruction it would be served, and mean nothing.
+        ValueError: a text is empty, a task is one of several values, or a single word is nearly a
+            task's name: as the text of an instruction it would mean nothing.
     """
     for given in instructions:
         if not given.strip():
@@ -128,15 +109,15 @@ def _is_task(text: str) -> bool:
 
 
 def builtin_contents() -> tuple[str, ...]:
-    """Contents for instructions that come without their own."""
+    """Return contents for instructions that come without their own."""
     return get_task(task_names()[0]).identify
 
 
 def check_output(path: Path) -> None:
-    """Make the directory of a file that is written in the end, before what takes long.
+    """Make the directory of an output file, before anything that takes long.
 
     Raises:
-        ValueError: the file could not be written.
+        ValueError: the file cannot be written.
     """
     if path.is_dir():
         raise ValueError(f"--output {path}: expected a file to write, got a directory")
@@ -151,10 +132,10 @@ def check_output(path: Path) -> None:
 
 
 def set_output(path: Path) -> Path:
-    """The file to write a set to, with the suffix if that was left out; as :func:`check_output`.
+    """Return the file to write a set to, with its suffix, after :func:`check_output`.
 
     Raises:
-        ValueError: also where no server would take the file for a set.
+        ValueError: the file cannot be written, or no server would take it for a set.
     """
     check_output(path)
     try:
@@ -166,10 +147,10 @@ def set_output(path: Path) -> Path:
 
 
 def read_lines(path: str, argument: str) -> list[Line]:
-    """Lines of a file, or of stdin for ``-``, without blank ones and without space around them.
+    """Read the lines of a file, or of stdin for ``-``: stripped, without blank ones.
 
     Raises:
-        ValueError: there is none, or the file is not UTF-8.
+        ValueError: there is no line, or the file is not UTF-8.
     """
     try:
         lines = text.read_lines(path)

@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saif_fast import __version__, hf
+from saif_fast import embedded, hf
 from saif_fast.cli.app import out, quiet, say
 from saif_fast.cli.loading import (
-    EMBEDDED,
     builtin_contents,
     load_info,
     load_model,
-    load_sae,
-    model_source,
     set_output,
 )
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import SparseAutoencoder, load_sae
+from saif_fast.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_N_CONTENTS = 64  # on which a constant's shift of the logits is averaged
+_N_CONTENTS = 64  # over which a constant's shift of the logits is averaged
 
 
 def make(
@@ -42,13 +40,13 @@ def make(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The latent set to write.")],
     model: Annotated[
-        str | None, typer.Option(help="The SAE's model, of which only the config is read.")
+        str | None, typer.Option(help="The SAE's model; only its config is read.")
     ] = None,
     num_layers: Annotated[int | None, typer.Option(min=1, help="Instead of --model.")] = None,
 ) -> None:
     """Build a latent set by hand."""
     latents, output = [_parse_latent(text) for text in latent], set_output(output)
-    read = load_sae(sae)
+    read = load_sae(embedded.sae_source(sae))
     made = LatentSet.from_sae(
         read,
         latents,
@@ -81,15 +79,15 @@ def _layers_of(sae: SparseAutoencoder, model: str | None) -> int:
 
 
 def _known_model(name: str | None) -> str | None:
-    """What ``--model`` would be for a recorded model name, where it is found without a download."""
+    """Return what ``--model`` would be for a recorded name, if it is found without a download."""
     if name is None or Path(name).is_dir():
         return name
     quiet()
     from transformers import AutoConfig
 
-    shipped = AutoConfig.from_pretrained(model_source(EMBEDDED))
+    shipped = AutoConfig.from_pretrained(embedded.model_path())
     if name == getattr(shipped, "model_name", None):
-        return EMBEDDED
+        return embedded.NAME
     try:
         AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):
@@ -102,7 +100,7 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="For the promoted tokens; found by itself if it is local.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Promoted tokens of each latent.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="Promoted tokens per latent.")] = 8,
 ) -> None:
     """Show latents, statistics, edits, promoted tokens and provenance."""
     latent_set = LatentSet.load(file)
@@ -131,7 +129,7 @@ def _promoted(
             f"latent {latent.index}": row
             for latent, row in zip(tensors.site.latents, tensors.W_dec, strict=True)
         }
-        constant = latent_set.compile(tensors.site.layer).vector
+        constant = latent_set.edits_at(tensors.site.layer).vector
         if constant.any():
             rows["what is always added"] = constant
         for name, row in rows.items():
@@ -149,7 +147,7 @@ def export(
     ] = None,
     strength: Annotated[float, typer.Option(help="Strength of the set.")] = 1.0,
 ) -> None:
-    """Print the set as an OpenAI logit_bias, {token id: bias}, which it nearly is.
+    """Print the set as the OpenAI logit_bias that it nearly is: {token id: bias}.
 
     The shift of the logits is the mean over 64 contents of the built-in tasks.
     """
@@ -172,13 +170,13 @@ def export(
     loaded, tokenizer = _load_for(latent_set, source)
     (layer,) = latent_set.layers
     prompts = list(builtin_contents()[:_N_CONTENTS])
-    # As the set was found; one that was made by hand goes with the tokenizer.
+    # Use the chat template if the set was found with it; for a set made by hand, if there is one.
     chat = latent_set.provenance.notes.get("chat", "true") == "true"
     if chat and tokenizer.chat_template is not None:
         prompts = hf.chat_texts(tokenizer, prompts)
     residual = last_residuals(loaded, tokenizer, prompts)
-    vector = strength * latent_set.compile(layer).vector
-    # Raised tokens: with as few as these they steer better than the largest of both signs.
+    vector = strength * latent_set.edits_at(layer).vector
+    # Only raised tokens: so few of them steer better than the largest of both signs.
     bias = largest(Unembedding(loaded).shift(vector, residual), logit_bias, raised=True)
     if clamped(bias) != bias:
         say(f"warning: biases beyond {API_LIMIT:g} were clamped, as the API asks")

@@ -1,6 +1,6 @@
 """The embedded model: a tiny instruction-following Llama with two SAEs, shipped as data.
 
-Small enough to show and test the whole of SAIF with no download; see data/MODEL_CARD.md.
+It shows and tests the whole of SAIF without a download; see ``data/MODEL_CARD.md``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,18 @@ import json
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["DATA", "file_hashes", "model_path", "sae_path", "verify"]
+__all__ = [
+    "DATA",
+    "NAME",
+    "file_hashes",
+    "model_path",
+    "model_source",
+    "sae_path",
+    "sae_source",
+    "verify",
+]
+
+NAME = "embedded"  # what the model and its SAE are called where a path or hub name is expected
 
 DATA = Path(__file__).parent / "data"
 HASHES = "hashes.json"
@@ -18,19 +29,41 @@ PARTS = ("model", "sae_last", "sae_middle")
 
 
 def model_path() -> Path:
-    """Directory of the Hugging Face model and its tokenizer."""
+    """Return the directory of the Hugging Face model and its tokenizer."""
     return DATA / "model"
 
 
 def sae_path(which: Literal["last", "middle"] = "last") -> Path:
-    """Directory of the SAE on the last block's output, or on the middle one's."""
+    """Return the directory of the SAE on the last block's output, or on the middle block's."""
     if which not in ("last", "middle"):
         raise ValueError(f"which: expected 'last' or 'middle', got {which!r}")
     return DATA / f"sae_{which}"
 
 
+def model_source(model: str) -> str:
+    """Return the directory or hub name that ``model`` means; ``embedded`` is the shipped model."""
+    return str(model_path()) if model == NAME else model
+
+
+def sae_source(sae: str) -> str:
+    """Return the source that ``sae`` means for ``load_sae``.
+
+    ``embedded`` and ``embedded:last`` are the shipped SAE of the last layer, ``embedded:middle``
+    that of the middle one.
+
+    Raises:
+        ValueError: there is no such shipped SAE.
+    """
+    name, _, which = sae.partition(":")
+    if name != NAME:
+        return sae
+    if which not in ("", "last", "middle"):
+        raise ValueError(f"sae: expected embedded:last or embedded:middle, got {sae!r}")
+    return str(sae_path("middle" if which == "middle" else "last"))
+
+
 def file_hashes(data: Path = DATA) -> dict[str, str]:
-    """SHA-256 of every file of the model and the SAEs, by path relative to `data`."""
+    """Return the SHA-256 of every file of the model and the SAEs, by path relative to ``data``."""
     files = sorted(path for part in PARTS for path in (data / part).rglob("*") if path.is_file())
     return {
         path.relative_to(data).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -39,7 +72,7 @@ def file_hashes(data: Path = DATA) -> dict[str, str]:
 
 
 def verify(data: Path = DATA) -> None:
-    """Check the shipped files against hashes.json; ValueError names the first that differs."""
+    """Check the shipped files against ``hashes.json``; ValueError names the first that differs."""
     expected = json.loads((data / HASHES).read_text())
     found = file_hashes(data)
     for name in sorted(expected.keys() | found.keys()):

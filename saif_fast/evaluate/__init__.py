@@ -1,1 +1,1 @@
-"""Which method makes a model follow an instruction: equal searches, disjoint contents."""
+"""Comparison of methods that make a model follow an instruction: equal searches, fresh contents."""

@@ -1,4 +1,4 @@
-"""Counts of scored replies and their Wilson intervals."""
+"""Counts of right replies, and the Wilson intervals of their shares."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: int, n: int, z: float = Z_95) -> Interval:
-    """Wilson score interval of ``successes`` out of ``n``, without continuity correction.
+    """Return the Wilson score interval of ``successes`` out of ``n``, not continuity-corrected.
 
-    It stays inside [0, 1] and has a width at 0 and n successes too, unlike the normal interval.
+    Unlike the normal interval it stays inside [0, 1], and has a width at 0 and at n successes too.
 
     Raises:
         ValueError: n < 1, or successes outside 0 .. n.
@@ -37,16 +37,16 @@ def wilson(successes: int, n: int, z: float = Z_95) -> Interval:
     return Interval(low, high)
 
 
-class Tally(NamedTuple):
-    """How many of ``n`` replies were strictly and loosely right."""
+class Accuracy(NamedTuple):
+    """Counts of strictly and of loosely right replies, out of ``n``."""
 
     strict: int
     loose: int
     n: int
 
     @classmethod
-    def of(cls, scores: Iterable[Score]) -> Tally:
-        """Count scores; a strict success is expected to be a loose one as well."""
+    def from_scores(cls, scores: Iterable[Score]) -> Accuracy:
+        """Count scores. A strict success is expected to be a loose one as well."""
         listed = list(scores)
         return cls(
             sum(score.strict for score in listed),
@@ -56,5 +56,5 @@ class Tally(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """Wilson 95 % interval of the strict rate."""
+        """The Wilson 95 % interval of the strict share."""
         return wilson(self.strict, self.n)

@@ -1,4 +1,4 @@
-"""A method is a name and its candidates; everything an evaluation compares has this form."""
+"""Methods, each a name and its candidates: everything that an evaluation compares."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Parameters: TypeAlias = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make the model follow an instruction; by default it does nothing.
+    """One way to make the model follow an instruction. By default it does nothing.
 
     Attributes:
         latent_set: the set that steers.
-        strength: its strength.
+        strength: the set's strength.
         options: ``saif_scope`` and the like, as in a request.
-        logit_bias: token id to a value added to its logit at every generated token.
+        logit_bias: token ids, each with a value added to its logit at every generated token.
         instructed: whether the prompt contains the instruction.
-        parameters: what distinguishes this candidate, for the results (k, beta, scale, ...).
+        parameters: what tells this candidate from the method's others (k, beta, ...), for results.
     """
 
     latent_set: LatentSet | None = None
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the best of its candidates on the select contents is reported."""
+    """A name and its candidates; the best one on the select contents is reported."""
 
     name: str
     candidates: tuple[Candidate, ...]
@@ -47,17 +47,17 @@ class Method:
 
 
 def unsteered() -> Method:
-    """The model as it is."""
+    """Return the method that leaves the model as it is."""
     return Method("unsteered", (Candidate(),))
 
 
 def prompted() -> Method:
-    """The instruction in the prompt."""
+    """Return the method that puts the instruction into the prompt."""
     return Method("prompted", (Candidate(instructed=True),))
 
 
 def log_grid(low: float, high: float, n: int) -> list[float]:
-    """``n`` values from ``low`` to ``high``, each the same factor above the one before."""
+    """Return ``n`` values from ``low`` to ``high``, each the same factor above the one before."""
     return [float(f"{value:.4g}") for value in np.geomspace(low, high, n)]
 
 
@@ -67,7 +67,19 @@ def strengths(
     values: Iterable[float],
     scopes: Sequence[str] = ("generated",),
 ) -> Method:
-    """One set at several strengths, and in several scopes."""
+    """Make a method of one set at several strengths, in several scopes.
+
+    Args:
+        name: the method's name.
+        latent_set: the set that steers.
+        values: its strengths.
+        scopes: its scopes; the number of candidates is that of strengths times that of scopes.
+
+    Examples:
+        >>> vector = diff_in_means(activations, 20)
+        >>> len(strengths("diff_in_means", vector, log_grid(0.1, 10, 60)).candidates)
+        60
+    """
     listed = list(values)
     return Method(
         name,
@@ -85,7 +97,9 @@ def strengths(
 
 
 def logit_biases(name: str, bias: Mapping[int, float], largest: Iterable[float]) -> Method:
-    """One direction in token space; its largest absolute bias is each of ``largest``, in logits.
+    """Make a method of one direction in token space, at several lengths.
+
+    ``largest`` are the largest absolute biases, in logits, of the candidates.
 
     Raises:
         ValueError: the bias is empty or zero.
@@ -106,10 +120,10 @@ def logit_biases(name: str, bias: Mapping[int, float], largest: Iterable[float])
 
 
 def check_equal_search(methods: Iterable[Method]) -> int:
-    """The number of candidates that each of ``methods`` has.
+    """Return the number of candidates that each of ``methods`` has.
 
     Raises:
-        ValueError: they differ; a method with more candidates is more often lucky.
+        ValueError: the numbers differ. A method with more candidates is lucky more often.
     """
     sizes = {method.name: len(method.candidates) for method in methods}
     if len(set(sizes.values())) > 1:

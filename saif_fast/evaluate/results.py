@@ -1,18 +1,18 @@
-"""What an evaluation found: one row a method, as a table for people and as JSON for programs."""
+"""The results of an evaluation, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from rich.table import Table
 
-from saif_fast.evaluate.engine import Choice
-from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.intervals import Accuracy
+from saif_fast.evaluate.trials import Choice
 
-# The order of the table; methods not named here follow in their own order.
+# The order of the table. Methods not named here follow in their own order.
 ORDER = (
     "unsteered",
     "prompted",
@@ -27,21 +27,23 @@ ORDER = (
 )
 
 _LABEL = "95 % of strict"
-_PADDING = 3  # of a column: a space on both sides and the rule
+_PADDING = 3  # per column: a space on both sides and the rule
 _COLUMN = len("100/100 96-100") + _PADDING
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One method on the report contents. Rates are between 0 and 1.
+class ResultRow(msgspec.Struct, frozen=True):
+    """The result of one method on the report contents of a task. Shares are between 0 and 1.
 
     Attributes:
-        strict, loose: share of replies that do fully, or in part, what was asked.
-        low, high: Wilson 95 % interval of ``strict``.
-        n: report contents.
-        selected: strict rate on the select contents, where the candidate was chosen.
-        candidates: how many there were to choose from.
-        parameters: of the chosen one.
-        runtime: what generated the replies.
+        strict: share of replies that do fully what was asked.
+        loose: share of replies that do it at least in part.
+        low: lower end of the Wilson 95 % interval of ``strict``.
+        high: its upper end.
+        n: number of report contents.
+        selected: strict share on the select contents, on which the candidate was chosen.
+        candidates: number of candidates that there were to choose from.
+        parameters: parameters of the chosen candidate.
+        runtime: name of the runtime that generated the replies.
     """
 
     strict: float
@@ -55,15 +57,15 @@ class Row(msgspec.Struct, frozen=True):
     runtime: str
 
     @classmethod
-    def of(cls, choice: Choice, tally: Tally, runtime: str) -> Row:
-        """The row of a chosen candidate with its tally on the report contents."""
-        low, high = tally.interval
+    def from_choice(cls, choice: Choice, accuracy: Accuracy, runtime: str) -> ResultRow:
+        """Make the row of a chosen candidate from its accuracy on the report contents."""
+        low, high = accuracy.interval
         return cls(
-            strict=tally.strict / tally.n,
-            loose=tally.loose / tally.n,
+            strict=accuracy.strict / accuracy.n,
+            loose=accuracy.loose / accuracy.n,
             low=low,
             high=high,
-            n=tally.n,
+            n=accuracy.n,
             selected=choice.selected.strict / choice.selected.n,
             candidates=choice.n_candidates,
             parameters=dict(choice.candidate.parameters),
@@ -71,19 +73,23 @@ class Row(msgspec.Struct, frozen=True):
         )
 
 
-Rows = Mapping[str, Mapping[str, Row]]
+# By instruction and method.
+Results: TypeAlias = Mapping[str, Mapping[str, ResultRow]]
 
 
-def ordered(rows: Rows) -> list[str]:
-    """Methods of all instructions in the table's order."""
-    methods = dict.fromkeys(method for by_method in rows.values() for method in by_method)
+def ordered(results: Results) -> list[str]:
+    """Return the methods of all instructions in the table's order."""
+    methods = dict.fromkeys(method for by_method in results.values() for method in by_method)
     return sorted(methods, key=lambda m: ORDER.index(m) if m in ORDER else len(ORDER))
 
 
-def write_results(rows: Rows, path: Path) -> None:
-    """JSON ``{instruction: {method: {strict, loose, low, high, ...}, k, beta}}``, both of SAIF."""
+def write_results(results: Results, path: Path) -> None:
+    """Write JSON ``{instruction: {method: {strict, loose, low, high, ...}, k, beta}}``.
+
+    ``k`` and ``beta`` are those of the method ``saif``.
+    """
     document: dict[str, Any] = {}
-    for instruction, by_method in rows.items():
+    for instruction, by_method in results.items():
         chosen = by_method["saif"].parameters
         document[instruction] = {
             **{method: by_method[method] for method in ordered({instruction: by_method})},
@@ -94,33 +100,33 @@ def write_results(rows: Rows, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
-def tables(rows: Rows, title: str, width: int) -> list[Table]:
-    """Tables of as many instructions as fit into ``width`` columns of text each."""
-    methods = ordered(rows)
+def tables(results: Results, title: str, width: int) -> list[Table]:
+    """Make tables ``width`` characters wide, each of as many instructions as fit."""
+    methods = ordered(results)
     label = max(len(method) for method in [*methods, _LABEL]) + _PADDING
     each = max(1, (width - label - 1) // _COLUMN)
-    names = list(rows)
+    names = list(results)
     return [
-        _table({name: rows[name] for name in names[i : i + each]}, methods, title)
+        _table({name: results[name] for name in names[i : i + each]}, methods, title)
         for i in range(0, len(names), each)
     ]
 
 
-def _table(rows: Rows, methods: Sequence[str], title: str) -> Table:
-    """Methods down, instructions across: strict/loose in %, with the interval of strict."""
+def _table(results: Results, methods: Sequence[str], title: str) -> Table:
+    """Make a table, methods down, instructions across: strict/loose in %, strict's interval."""
     shown = Table(title=title, title_justify="left")
     shown.add_column(f"strict/loose %\n{_LABEL}", no_wrap=True)
-    for instruction, by_method in rows.items():
+    for instruction, by_method in results.items():
         chosen = by_method["saif"].parameters if "saif" in by_method else {}
         settings = f"\nk={chosen['k']} beta={chosen['beta']:g}" if chosen else ""
         shown.add_column(f"{instruction}{settings}", justify="right", no_wrap=True)
     for method in methods:
-        cells = [_cell(by_method.get(method)) for by_method in rows.values()]
+        cells = [_cell(by_method.get(method)) for by_method in results.values()]
         shown.add_row(method, *cells, style="bold" if method == "saif" else None)
     return shown
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: ResultRow | None) -> str:
     if row is None:
         return "-"
     low, high = 100 * row.low, 100 * row.high

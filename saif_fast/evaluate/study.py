@@ -1,4 +1,4 @@
-"""The whole comparison: identify on one set of contents, choose on a second, report on a third."""
+"""The whole comparison: identify on some contents, choose on others, report on yet others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from saif_fast.edits import EditKind
-from saif_fast.evaluate.engine import Choice, Opener, Prompter, Reply, Trial, run, select
-from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.candidates import (
+    bias_methods,
+    constant,
+    noise_vectors,
+    projections,
+    random_latents,
+    saif_grid,
+)
+from saif_fast.evaluate.intervals import Accuracy
 from saif_fast.evaluate.methods import (
     Method,
     check_equal_search,
@@ -23,15 +30,8 @@ from saif_fast.evaluate.methods import (
     strengths,
     unsteered,
 )
-from saif_fast.evaluate.results import Row
-from saif_fast.evaluate.rows import (
-    bias_rows,
-    constant,
-    noise_vectors,
-    projections,
-    random_latents,
-    saif_grid,
-)
+from saif_fast.evaluate.results import ResultRow
+from saif_fast.evaluate.trials import Choice, Opener, Prompter, Reply, Trial, run, select
 from saif_fast.hf import chat_texts, check_lengths, encode_texts
 from saif_fast.identify import (
     ActivationSet,
@@ -55,13 +55,13 @@ if TYPE_CHECKING:
 
 SCOPES = ("generated", "all")
 LIVE_EDITS: tuple[EditKind, ...] = ("at_least", "clamp")
-# vLLM's V2 model runner takes no more biases in a request; full-vocabulary rows run elsewhere.
+# vLLM's V2 model runner takes no more biases per request. Requests with more run elsewhere.
 MAX_BIASES = 1024
 
 
 @dataclass(frozen=True)
 class Search:
-    """How many candidates every method gets: ``len(ks) * len(betas)``, 60 unless changed.
+    """The search that every method gets: ``len(ks) * len(betas)`` candidates, 60 unless changed.
 
     Raises:
         ValueError: fewer than 20 random draws, or numbers that cannot be divided evenly.
@@ -69,7 +69,7 @@ class Search:
 
     ks: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30)
     betas: tuple[float, ...] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
-    norms: tuple[float, ...] = (0.5, 1.0, 2.0)  # of random latents and noise, times SAIF's own
+    norms: tuple[float, ...] = (0.5, 1.0, 2.0)  # of random latents and noise, times SAIF's norm
     strengths: tuple[float, float] = (0.1, 10.0)  # of dense vectors, times their own length
     biases: tuple[float, float] = (0.5, 50.0)  # largest absolute bias, in logits
     seed: int = 0
@@ -83,23 +83,23 @@ class Search:
 
     @property
     def size(self) -> int:
-        """Candidates of every tuned method."""
+        """Number of candidates of every tuned method."""
         return len(self.ks) * len(self.betas)
 
     @property
     def draws(self) -> int:
-        """Random draws at each norm."""
+        """Number of random draws at each norm."""
         return self.size // len(self.norms)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is studied: a loaded model, the table's SAE, and others that get rows of their own.
+    """The subject of a study: a loaded model, its main SAE, and others with methods of their own.
 
-    The random, noise and logit-bias rows are read off the set chosen with ``sae``.
+    The random, noise and logit-bias methods are derived from the set chosen with ``sae``.
 
     Raises:
-        ValueError: an SAE does not fit the model, as :func:`saif_fast.model_info.check_sae` says.
+        ValueError: an SAE does not fit the model; see :func:`saif_fast.model_info.check_sae`.
     """
 
     model: PreTrainedModel
@@ -110,7 +110,7 @@ class Subject:
     allow_mismatch: bool = False  # take SAEs of another model
 
     def __post_init__(self) -> None:
-        model = ModelInfo.of(self.model.config)
+        model = ModelInfo.from_config(self.model.config)
         for sae in (self.sae, *self.others.values()):
             check_sae(sae, model, allow_mismatch=self.allow_mismatch)
 
@@ -121,7 +121,7 @@ class Subject:
 
     @property
     def prompter(self) -> Prompter:
-        """Content and instruction to the text the model reads."""
+        """What turns a content and an instruction into the text the model reads."""
         if not self.templated:
             return render
         return lambda content, instruction: chat_texts(
@@ -129,25 +129,34 @@ class Subject:
         )[0]
 
     def open(self, sets: Mapping[str, LatentSet]) -> Runtime:
-        """The Transformers runtime on the loaded model: quick to start, sets in memory."""
+        """Open the Transformers runtime on the loaded model, with the sets in memory."""
         model: Any = self.model
         return open_runtime("transformers", model, sets, tokenizer=self.tokenizer)
 
 
-def check(
+def check_task(
     task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
 ) -> None:
-    """What a study of the task would fail by after its first forwards.
+    """Check, before the model runs, everything that would make a study of the task fail later.
+
+    Args:
+        task: the task.
+        subject: the subject of the study.
+        n_select: number of select contents that are used; None = all.
+        n_report: number of report contents that are used; None = all.
 
     Raises:
-        ValueError: the model's logits cannot be read, the sides of a pair are the same tokens, a
-            prompt is empty or fills the context; the message names task and content.
+        ValueError: the model's logits cannot be read, the sides of a pair are the same tokens, or a
+            prompt is empty or fills the context. The message names task and content.
+
+    Examples:
+        >>> check_task(get_task("french"), subject)
     """
     Unembedding(subject.model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is said when the pairs are run
+        warnings.simplefilter("ignore")  # running the pairs warns
         pairs = pairs_of(task)
-    context = ModelInfo.of(subject.model.config).context
+    context = ModelInfo.from_config(subject.model.config).context
     encode_pairs(subject.tokenizer, pairs, chat=subject.templated, context=context)
     check_prompts(task, subject, n_select, n_report)
 
@@ -155,7 +164,17 @@ def check(
 def check_prompts(
     task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
 ) -> None:
-    """Raise ValueError for a prompt to be answered that is empty or fills the model's context."""
+    """Raise ValueError where a prompt to be answered is empty or fills the model's context.
+
+    Args:
+        task: the task.
+        subject: the subject of the study.
+        n_select: number of select contents that are used; None = all.
+        n_report: number of report contents that are used; None = all.
+
+    Examples:
+        >>> check_prompts(get_task("french"), subject, n_report=0)
+    """
     prompts: dict[str, str] = {}
     for split, contents in (("select", task.select[:n_select]), ("report", task.report[:n_report])):
         for i, content in enumerate(contents):
@@ -163,11 +182,12 @@ def check_prompts(
             prompts[named] = subject.prompter(content, None)
             prompts[f"{named} instructed"] = subject.prompter(content, task.wordings[0].text)
     ids = encode_texts(subject.tokenizer, list(prompts.values()))
-    check_lengths(ids, ModelInfo.of(subject.model.config).context, list(prompts).__getitem__)
+    context = ModelInfo.from_config(subject.model.config).context
+    check_lengths(ids, context, list(prompts).__getitem__)
 
 
 def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:
-    """The task's identify contents with its wordings."""
+    """Build the pairs of a task: its identify contents with its wordings."""
     return build_pairs(
         task.identify,
         [wording.text for wording in task.wordings],
@@ -177,8 +197,8 @@ def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:
     )
 
 
-def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
-    """Activations of the task's pairs at every SAE's layer and at the last one."""
+def activations_of(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
+    """Collect the activations of the task's pairs at every SAE's layer and at the last one."""
     last = subject.model.config.get_text_config().num_hidden_layers - 1
     layers = {last, subject.sae.layer, *(sae.layer for sae in subject.others.values())}
     return collect(
@@ -189,7 +209,7 @@ def identify(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
 def measure(
     sae: SparseAutoencoder, subject: Subject, activations: ActivationSet
 ) -> LatentStatistics:
-    """What the instruction does to the latents of one of the subject's SAEs."""
+    """Measure what the instruction does to the latents of one of the subject's SAEs."""
     return LatentStatistics.compute(sae, activations, allow_mismatch=subject.allow_mismatch)
 
 
@@ -200,7 +220,20 @@ def tune(
     search: Search,
     n_select: int | None = None,
 ) -> Choice:
-    """SAIF's k and beta for a task, chosen on its select contents."""
+    """Choose SAIF's k and beta for a task on its select contents.
+
+    Args:
+        task: the task.
+        subject: the subject of the study.
+        statistics: measurements of the task's latents, from :func:`measure`.
+        search: the candidates.
+        n_select: number of select contents that are used; None = all.
+
+    Examples:
+        >>> statistics = measure(sae, subject, activations_of(task, subject))
+        >>> choice = tune(task, subject, statistics, Search())
+        >>> choice.candidate.latent_set.save("sets/own.safetensors")
+    """
     grid = saif_grid("saif", statistics, search.ks, search.betas)
     (choice,) = select(task, [grid], task.select[:n_select], subject.prompter, subject.open)
     return choice
@@ -209,8 +242,20 @@ def tune(
 def choose(
     task: Task, subject: Subject, search: Search, n_select: int | None = None
 ) -> list[Choice]:
-    """The best candidate of every row on the task's (first ``n_select``) select contents."""
-    activations = identify(task, subject, search.seed)
+    """Choose the best candidate of every method on a task's select contents.
+
+    Args:
+        task: the task.
+        subject: the subject of the study.
+        search: the candidates of every method.
+        n_select: number of select contents that are used; None = all.
+
+    Examples:
+        >>> choices = choose(get_task("french"), subject, Search())
+        >>> [choice.method for choice in choices][:3]
+        ['unsteered', 'prompted', 'saif']
+    """
+    activations = activations_of(task, subject, search.seed)
     statistics = measure(subject.sae, subject, activations)
     contents = task.select[:n_select]
 
@@ -221,18 +266,18 @@ def choose(
     without_sae = instruction_shift(subject, activations)
     first = [
         saif_grid("saif", statistics, search.ks, search.betas),
-        *bias_rows("logit_bias_no_sae", without_sae, search.biases, search.size),
-        *_other_rows(subject, activations, statistics, search),
+        *bias_methods("logit_bias_no_sae", without_sae, search.biases, search.size),
+        *_other_methods(subject, activations, statistics, search),
     ]
     check_equal_search(first)
     chosen = best(first)
     saif = chosen[0].candidate.latent_set
     assert saif is not None
-    # Of a set below the last layer this is its logit lens, as if nothing came between.
+    # For a set below the last layer this is its logit lens: as if no block came after it.
     last = max(activations.negative)
     shift = Unembedding(subject.model).shift(constant(saif), activations.negative[last])
     second = [
-        *bias_rows("logit_bias", shift, search.biases, search.size),
+        *bias_methods("logit_bias", shift, search.biases, search.size),
         random_latents(statistics, saif, search.draws, search.norms, search.seed),
         noise_vectors(saif, search.draws, search.norms, search.seed),
     ]
@@ -241,7 +286,10 @@ def choose(
 
 
 def instruction_shift(subject: Subject, activations: ActivationSet) -> Tensor:
-    """Mean difference [vocabulary] of the logits with and without the instruction: no SAE."""
+    """Return the mean difference [vocabulary] of the logits with and without the instruction.
+
+    No SAE is involved.
+    """
     unembedding, last = Unembedding(subject.model), max(activations.negative)
     return centred(
         unembedding.mean_logits(activations.positive[last])
@@ -249,16 +297,16 @@ def instruction_shift(subject: Subject, activations: ActivationSet) -> Tensor:
     )
 
 
-def _other_rows(
+def _other_methods(
     subject: Subject, activations: ActivationSet, statistics: LatentStatistics, search: Search
 ) -> list[Method]:
-    """Difference in means, live edits, and what the other SAEs' layers give."""
+    """Make difference in means, live edits, and the methods at the other SAEs' layers."""
     full, half = (
         log_grid(*search.strengths, search.size),
         log_grid(*search.strengths, search.size // 2),
     )
     fewer = search.ks[::2]
-    rows = [
+    methods = [
         strengths("diff_in_means", diff_in_means(activations, subject.sae.layer), full),
         saif_grid("live", statistics, fewer, search.betas, kinds=LIVE_EDITS),
         projections("project", activations, subject.sae.layer, full),
@@ -266,20 +314,20 @@ def _other_rows(
     for name, sae in subject.others.items():
         other = measure(sae, subject, activations)
         vector = diff_in_means(activations, sae.layer)
-        rows += [
+        methods += [
             saif_grid(f"saif_{name}", other, fewer, search.betas, scopes=SCOPES),
             saif_grid(f"live_{name}", other, fewer, search.betas, kinds=LIVE_EDITS),
             strengths(f"diff_in_means_{name}", vector, half, SCOPES),
             projections(f"project_{name}", activations, sae.layer, half, SCOPES),
         ]
-    return rows
+    return methods
 
 
 def set_name(text: str) -> str:
-    """A legal set name as near to ``text`` as can be."""
+    """Return a legal set name as near to ``text`` as possible."""
     legal = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
     legal = legal if legal[:1].isalnum() else f"set_{legal}"
-    if len(legal) > LONGEST_NAME:  # texts that begin alike are told apart
+    if len(legal) > LONGEST_NAME:  # tell apart texts that begin alike
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         legal = f"{legal[: LONGEST_NAME - 9]}_{digest}"
     return legal
@@ -292,11 +340,27 @@ def report(
     runtime: str,
     open_with: Opener,
     n_report: int | None = None,
-) -> tuple[dict[str, dict[str, Row]], dict[str, dict[str, list[Reply]]]]:
-    """Rows and replies by task and method on the report contents, all requests in one mixed batch.
+) -> tuple[dict[str, dict[str, ResultRow]], dict[str, dict[str, list[Reply]]]]:
+    """Run the chosen candidates on the report contents, all requests in one mixed batch.
 
-    A chosen set is named after its task where it is SAIF's, else ``task.method``.
-    Rows with more biases than every vLLM takes run on the Transformers runtime, as each row says.
+    SAIF's chosen set is named after its task, another one ``task.method``. Candidates with more
+    biases than every vLLM takes run on the Transformers runtime; each result names its runtime.
+
+    Args:
+        choices: the chosen candidates, by task.
+        tasks: the tasks, by the same names.
+        subject: the subject of the study.
+        runtime: name of the runtime that ``open_with`` starts, for the results.
+        open_with: starts the runtime that generates.
+        n_report: number of report contents that are used; None = all.
+
+    Returns:
+        Results, and replies, by task and method.
+
+    Examples:
+        >>> results, replies = report({"french": choices}, {"french": task}, subject,
+        ...                           "transformers", subject.open)
+        >>> print(results["french"]["saif"].strict)
     """
     trials: dict[bool, list[tuple[str, Choice, Trial]]] = {False: [], True: []}
     for name, chosen in choices.items():
@@ -308,7 +372,7 @@ def report(
             trial = Trial(label, task, choice.candidate, task.report[:n_report])
             wide = len(choice.candidate.logit_bias or ()) > MAX_BIASES
             trials[wide].append((name, choice, trial))
-    rows: dict[str, dict[str, Row]] = {name: {} for name in choices}
+    results: dict[str, dict[str, ResultRow]] = {name: {} for name in choices}
     replies: dict[str, dict[str, list[Reply]]] = {name: {} for name in choices}
     for wide, planned in trials.items():
         if not planned:
@@ -316,7 +380,8 @@ def report(
         opener = subject.open if wide else open_with
         answered = run([trial for _, _, trial in planned], subject.prompter, opener)
         for (name, choice, _), answers in zip(planned, answered, strict=True):
-            tally = Tally.of(reply.score for reply in answers)
-            rows[name][choice.method] = Row.of(choice, tally, "transformers" if wide else runtime)
+            accuracy = Accuracy.from_scores(reply.score for reply in answers)
+            ran_on = "transformers" if wide else runtime
+            results[name][choice.method] = ResultRow.from_choice(choice, accuracy, ran_on)
             replies[name][choice.method] = answers
-    return rows, replies
+    return results, replies

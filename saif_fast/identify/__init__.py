@@ -1,8 +1,9 @@
-"""Which SAE latents make a model follow an instruction: from contrast pairs to a latent set."""
+"""Identification: from contrast pairs to the latents that make a model follow an instruction."""
 
 from saif_fast.identify.activations import ActivationSet, ResidualSource, collect, plain_texts
+from saif_fast.identify.find import find_latents
 from saif_fast.identify.pairs import ContrastPair, ContrastPairs, build_pairs, load_pairs
-from saif_fast.identify.statistics import LatentStatistics, diff_in_means, identify
+from saif_fast.identify.statistics import LatentStatistics, diff_in_means
 
 __all__ = [
     "ActivationSet",
@@ -13,7 +14,7 @@ __all__ = [
     "build_pairs",
     "collect",
     "diff_in_means",
-    "identify",
+    "find_latents",
     "load_pairs",
     "plain_texts",
 ]

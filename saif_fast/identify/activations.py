@@ -1,4 +1,4 @@
-"""Residual stream activations of a transformers model on an instruction's pairs."""
+"""Residual stream activations of a model on an instruction's pairs."""
 
 from __future__ import annotations
 
@@ -25,62 +25,65 @@ _BATCH_TOKENS = 8192
 
 @dataclass(frozen=True, eq=False)
 class ActivationSet:
-    """Residuals after decoder blocks, by layer: fp32, on the CPU, for any SAE of these layers."""
+    """Residuals after decoder blocks by layer: fp32, on the CPU, for any SAE of these layers."""
 
     positive: Mapping[int, Tensor]  # [pairs, d_model] of the last prompt token
     negative: Mapping[int, Tensor]  # [pairs, d_model] without the instruction
-    plain: Mapping[int, Tensor]  # [tokens, d_model] of plain text, BOS positions left out
+    plain: Mapping[int, Tensor]  # [tokens, d_model] of plain texts, without BOS
     pairs: ContrastPairs
     model_name: str
     num_layers: int
     chat: bool  # whether the prompts went through the chat template
-    plain_name: str = "given"  # which texts ``plain`` is of
-    stored_name: str | None = None  # of the model, as in ``ModelInfo``
+    plain_name: str = "given"  # which texts ``plain`` comes from
+    stored_name: str | None = None  # the model's, as in ``ModelInfo``
 
     def at(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive, negative and plain at ``layer``; ValueError where it was not collected."""
+        """Return positive, negative and plain at ``layer``; ValueError if it was not collected."""
         if layer not in self.positive:
             raise ValueError(f"layer: expected one of {sorted(self.positive)}, got {layer}")
         return self.positive[layer], self.negative[layer], self.plain[layer]
 
     @property
     def model(self) -> ModelInfo:
-        """The model, as far as an SAE is compared with it."""
+        """The model, as far as SAEs are compared with it."""
         width = next(iter(self.positive.values())).shape[1]
         return ModelInfo(self.model_name, width, self.num_layers, stored_name=self.stored_name)
 
 
 def plain_texts() -> list[str]:
-    """Everyday English written for this project, to measure the density of latents on."""
+    """Read everyday English, written for this project, on which density is measured."""
     return [line.text for line in read_lines(Path(__file__).with_name("plain_text.txt"))]
 
 
 class ResidualSource(Protocol):
-    """A model that can be asked for its residual stream after decoder blocks."""
+    """A model that gives its residual stream after decoder blocks."""
 
     model: ModelInfo
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
-        """The last token's residual of each text, by layer: [texts, d_model] fp32, on the CPU."""
+        """Return the last token's residual of each text by layer: [texts, d_model] fp32, CPU."""
 
     def every(
         self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
     ) -> dict[int, Tensor]:
-        """That of every token but those of id ``without``: [tokens, d_model] fp32, on the CPU."""
+        """Return residuals of every token except those with id ``without`` (the BOS), by layer.
+
+        They are [tokens, d_model] fp32, on the CPU.
+        """
 
 
 class TransformersResiduals:
-    """:class:`ResidualSource` of a transformers model, in batches of so many padded tokens."""
+    """A :class:`ResidualSource` that runs a transformers model, ``batch_tokens`` per forward."""
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int) -> None:
         self._model, self._batch_tokens = model, batch_tokens
-        hf.decoder_layers(model)  # which a model that cannot be read lacks
-        self.model = ModelInfo.of(model.config)
+        hf.decoder_layers(model)  # refuses a model whose blocks are not found
+        self.model = ModelInfo.from_config(model.config)
 
     def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
         """See :class:`ResidualSource`."""
         found = {layer: torch.empty(len(ids), self.model.d_model) for layer in layers}
-        for batch, _, _, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
+        for batch, _, _, hidden in hf.run_decoder(self._model, ids, layers, self._batch_tokens):
             for layer in layers:
                 found[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
         return found
@@ -91,7 +94,7 @@ class TransformersResiduals:
         """See :class:`ResidualSource`."""
         nothing = torch.empty(0, self.model.d_model)
         kept: dict[int, list[Tensor]] = {layer: [nothing] for layer in layers}
-        for _, tokens, real, hidden in hf.residuals(self._model, ids, layers, self._batch_tokens):
+        for _, tokens, real, hidden in hf.run_decoder(self._model, ids, layers, self._batch_tokens):
             chosen = real if without is None else real & (tokens != without)
             for layer in layers:
                 kept[layer].append(hidden[layer][chosen].float().cpu())
@@ -101,7 +104,7 @@ class TransformersResiduals:
 def residual_source(
     model: PreTrainedModel | ResidualSource, batch_tokens: int = _BATCH_TOKENS
 ) -> ResidualSource:
-    """A transformers model as a source; a source is one already."""
+    """Return a transformers model as a source; return a source as it is."""
     return TransformersResiduals(model, batch_tokens) if isinstance(model, nn.Module) else model
 
 
@@ -117,11 +120,24 @@ def collect(
 ) -> ActivationSet:
     """Run the model over the pairs and the plain texts, once for all ``layers``.
 
-    ``chat`` applies the chat template to the pairs' prompts (None: if the tokenizer has one), never
-    to the ``plain`` texts (None: :func:`plain_texts`). ``batch_tokens`` of a forward, padding
-    included, bound the memory of a transformers model. ValueError, before the model runs, for a
-    layer or a template that it lacks, a text that is empty or fills the context, or a pair whose
-    sides are the same tokens.
+    Args:
+        model: a transformers model, or another source of residuals such as ``saif_vllm.residuals``.
+        tokenizer: the model's.
+        pairs: prompts with and without the instruction.
+        layers: the decoder blocks after which residuals are collected.
+        chat: apply the chat template to the pairs' prompts; None = if the tokenizer has one.
+        plain: texts on which the density of latents is measured, never through the chat template;
+            None = :func:`plain_texts`.
+        batch_tokens: tokens per forward of a transformers model, padding included; bounds memory.
+
+    Raises:
+        ValueError: before the model runs: it lacks a layer or a template, a text is empty or fills
+            the context, or the two sides of a pair are the same tokens.
+
+    Examples:
+        >>> pairs = build_pairs(contents, ["Answer in French.", "Please reply in French."])
+        >>> activations = collect(model, tokenizer, pairs, layers=[12, 20])
+        >>> positive, negative, plain = activations.at(20)
     """
     source = residual_source(model, batch_tokens)
     chat = tokenizer.chat_template is not None if chat is None else chat
@@ -134,13 +150,13 @@ def collect(
     origin = "built-in everyday English" if plain is None else f"{len(plain)} texts given"
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
-    row = {prompt: i for i, prompt in enumerate(prompts)}
-    positive = torch.tensor([row[pair.positive] for pair in pairs.pairs])
-    negative = torch.tensor([row[pair.negative] for pair in pairs.pairs])
+    index = {prompt: i for i, prompt in enumerate(prompts)}
+    positive = torch.tensor([index[pair.positive] for pair in pairs.pairs])
+    negative = torch.tensor([index[pair.negative] for pair in pairs.pairs])
     return ActivationSet(
         positive={layer: last[layer][positive] for layer in layers},
         negative={layer: last[layer][negative] for layer in layers},
-        # The residual of BOS is like no other's.
+        # Without BOS, whose residual is unlike that of any other token.
         plain=source.every(plain_ids, layers, tokenizer.bos_token_id),
         pairs=pairs,
         model_name=source.model.name,
@@ -154,11 +170,24 @@ def collect(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: ContrastPairs, *, chat: bool, context: int | None
 ) -> dict[str, list[int]]:
-    """Token ids of every distinct prompt of the pairs; negatives repeat across wordings.
+    """Tokenize every distinct prompt of the pairs. Negatives are shared by several wordings.
+
+    Args:
+        tokenizer: the model's.
+        pairs: prompts with and without the instruction.
+        chat: apply the chat template.
+        context: the model's context in tokens; None = not known.
+
+    Returns:
+        Token ids by prompt.
 
     Raises:
-        ValueError: a side of a pair is empty or fills the ``context``, or its two sides are the
-            same tokens (a chat template that renders none of the content, say); names the pair.
+        ValueError: a side of a pair is empty or fills the context, or the two sides are the same
+            tokens (the chat template may drop the content). The message names the pair.
+
+    Examples:
+        >>> ids = encode_pairs(tokenizer, pairs, chat=True, context=8192)
+        >>> ids[pairs.pairs[0].positive]
     """
     prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
     rendered = hf.chat_texts(tokenizer, prompts) if chat else prompts

@@ -1,4 +1,4 @@
-"""Contrast pairs: the same content with and without an instruction."""
+"""Contrast pairs: one content with and without an instruction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PairPosition = Literal["post", "pre", "both"]
 
 
 class ContrastPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Two prompts (user's turns, before the chat template) that differ in the instruction."""
+    """Two prompts that differ in the instruction: user's turns, before the chat template."""
 
     positive: str  # with the instruction
     negative: str  # without it
-    group: str = ""  # which wording of the instruction
+    group: str = ""  # the wording of the instruction
 
     def __post_init__(self) -> None:
         if self.positive == self.negative:
@@ -31,14 +31,14 @@ class ContrastPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ContrastPairs(msgspec.Struct, frozen=True):
-    """Pairs of one instruction and where they come from; ValueError where there are none."""
+    """Pairs of one instruction, and where they come from; ValueError if there are none."""
 
     pairs: tuple[ContrastPair, ...]
     wordings: tuple[str, ...] = ()
     position: str | None = None
     seed: int | None = None
-    negatives: str = "given"  # the kinds of them
-    places: tuple[str, ...] = ()  # where each pair stands, FILE:LINE
+    negatives: str = "given"  # their kinds
+    places: tuple[str, ...] = ()  # place of each pair, FILE:LINE
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -46,11 +46,11 @@ class ContrastPairs(msgspec.Struct, frozen=True):
         if len({pair.group for pair in self.pairs}) == 1:
             warnings.warn(
                 "pairs: only one wording; latents may answer to it and not to the instruction",
-                stacklevel=3,  # who called build_pairs or load_pairs
+                stacklevel=3,  # the caller of build_pairs or load_pairs
             )
 
     def name(self, index: int) -> str:
-        """What an error calls the pair ``index``."""
+        """Return what an error calls the pair at ``index``."""
         return self.places[index] if self.places else f"pair {index}"
 
     @property
@@ -69,11 +69,33 @@ def build_pairs(
     max_pairs: int | None = 256,
     seed: int = 0,
 ) -> ContrastPairs:
-    """Contents x wordings x positions, the negatives of each kind in turn.
+    """Combine contents, wordings and positions to pairs, with negatives of each kind in turn.
 
-    A negative is the plain content, or the content with a ``neutral`` sentence or one of the
-    ``others`` (instructions) in the same position: were all of them plain, any appended sentence
-    would tell the two sides apart. Each wording is a group. ``seed`` draws the ``max_pairs``.
+    A negative is the content alone, the content with a neutral sentence, or the content with
+    another instruction. If all of them were the content alone, any appended sentence would tell
+    the two sides apart.
+
+    Args:
+        contents: what is asked for, apart from the instruction.
+        wordings: wordings of the instruction, two or more; each is a group of pairs.
+        position: whether the instruction comes after the content, before it, or both are combined.
+        neutral: sentences that ask for nothing, for negatives.
+        others: other instructions, for negatives.
+        max_pairs: number of pairs, drawn from all combinations; None = all.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: the position is none of these, or there is nothing to combine.
+
+    Examples:
+        >>> pairs = build_pairs(
+        ...     ["Tell me about cats.", "What is a fugue?"],
+        ...     ["Answer in French.", "Please reply in French."],
+        ...     neutral=["Thank you very much."],
+        ...     others=["Answer in one word."],
+        ... )
+        >>> len(pairs.pairs)
+        4
     """
     positions = [p for p in POSITIONS if position in (p, "both")]
     if not positions:
@@ -93,7 +115,11 @@ def build_pairs(
 
 
 def load_pairs(path: str | Path) -> ContrastPairs:
-    """Read lines of ``{"positive": ..., "negative": ..., "group": ...}``; errors name the line."""
+    """Read JSON lines ``{"positive": ..., "negative": ..., "group": ...}``.
+
+    Raises:
+        ValueError: there is none, or one is no pair; the message names the line.
+    """
     found = {}
     for place, line in read_lines(path):
         try:

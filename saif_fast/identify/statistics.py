@@ -1,4 +1,4 @@
-"""Which latents answer to an instruction and how strongly: counted once, latent sets at will."""
+"""How strongly each latent answers to an instruction: counted once, for latent sets of any size."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
-from saif_fast import __version__
 from saif_fast.edits import Edit
-from saif_fast.identify.activations import (
-    ActivationSet,
-    ResidualSource,
-    collect,
-    residual_source,
-)
-from saif_fast.identify.pairs import ContrastPairs
+from saif_fast.identify.activations import ActivationSet
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
 from saif_fast.sae import SparseAutoencoder
+from saif_fast.version import __version__
 from saif_kernels import encode_moments
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A latent active on more of the plain text's tokens than this is no sign of an instruction.
 MAX_DENSITY = 0.1
+DEFAULT_K = 15  # latents in a set, unless asked for more or fewer
 
 
 class Measured(NamedTuple):
@@ -97,7 +89,10 @@ class LatentStatistics:
         return sorted(indices, key=lambda i: (-consistency[i], -difference[i], i))
 
     def latent_set(
-        self, k: int = 15, beta: float = 0.0, over: Literal["positives", "actives"] = "positives"
+        self,
+        k: int = DEFAULT_K,
+        beta: float = 0.0,
+        over: Literal["positives", "actives"] = "positives",
     ) -> LatentSet:
         """The first k of the ranking (fewer where fewer rise), each added at mu + beta * sigma.
 
@@ -129,29 +124,6 @@ def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
         raise ValueError(f"k: expected 1 to {sae.d_sae}, the SAE's latents, got {k}")
     if not math.isfinite(beta):
         raise ValueError(f"beta: expected a finite number, got {beta}")
-
-
-def identify(
-    model: PreTrainedModel | ResidualSource,
-    tokenizer: PreTrainedTokenizerBase,
-    sae: SparseAutoencoder,
-    pairs: ContrastPairs,
-    *,
-    k: int = 15,
-    beta: float = 0.0,
-    chat: bool | None = None,
-    allow_mismatch: bool = False,
-) -> LatentSet:
-    """SAIF (arXiv 2502.11356) in one call: :func:`collect`, then :class:`LatentStatistics`.
-
-    ValueError, before the model runs, for all that can be seen before.
-    """
-    source = residual_source(model)
-    check_choice(sae, k, beta)
-    check_sae(sae, source.model, allow_mismatch=allow_mismatch)
-    activations = collect(source, tokenizer, pairs, [sae.layer], chat=chat)
-    statistics = LatentStatistics.compute(sae, activations, allow_mismatch=allow_mismatch)
-    return statistics.latent_set(k, beta)
 
 
 def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:

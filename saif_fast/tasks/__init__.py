@@ -1,4 +1,4 @@
-"""Tasks: what to steer towards, on which contents, and how a reply is scored."""
+"""Tasks: instructions to steer towards, contents to try them on, and scorers of the replies."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ __all__ = [
 
 
 def task_names() -> tuple[str, ...]:
-    """The built-in tasks."""
+    """Return the names of the built-in tasks."""
     return tuple(WORDINGS)
 
 
 def get_task(name: str) -> Task:
-    """A built-in task by name, or the user's own as "module:attribute".
+    """Return a built-in task by name, or the user's own as ``module:attribute``.
 
-    ValueError if there is no such task or the attribute is not a `Task`.
+    Raises:
+        ValueError: there is no such task, or the attribute is no ``Task``.
     """
     if name in WORDINGS:
         return builtin_task(name)

@@ -1,4 +1,4 @@
-"""The built-in tasks: every format of the embedded corpus, on shared contents."""
+"""The built-in tasks: one per format of the corpus, all on the same contents."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import random
 from collections.abc import Callable
 
-from saif_fast.embedded.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
-from saif_fast.embedded.lexicon import KEYWORD, NOUNS
+from saif_fast.tasks.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
+from saif_fast.tasks.lexicon import KEYWORD, NOUNS
 from saif_fast.tasks.scorers import (
     AnyWordFrom,
     Contains,
@@ -25,23 +25,27 @@ from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 N_IDENTIFY, N_SELECT, N_REPORT = 220, 60, 200
 _SPLIT_SEED = 2025
 
-FORMS: dict[str, Scorer] = {
-    "french": WordsFrom(vocabulary("french")),
-    "german": WordsFrom(vocabulary("german")),
-    "upper_case": UpperCase(),
-    "json": JsonObject(),
-    "one_word": MaxWords(1),
-    "keyword": Contains(KEYWORD),
-    "twice": Repeated(2),
-    "past": AnyWordFrom(
-        frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
-    ),
-}
+
+@functools.cache
+def _forms() -> dict[str, Scorer]:
+    """Return the loose scorers by task. Built on first use: the vocabularies take 60 ms."""
+    return {
+        "french": WordsFrom(vocabulary("french")),
+        "german": WordsFrom(vocabulary("german")),
+        "upper_case": UpperCase(),
+        "json": JsonObject(),
+        "one_word": MaxWords(1),
+        "keyword": Contains(KEYWORD),
+        "twice": Repeated(2),
+        "past": AnyWordFrom(
+            frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
+        ),
+    }
 
 
 @functools.cache
 def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, ...]]:
-    """Scenes to identify (open to training), select and report (both held out of training)."""
+    """Draw the scenes to identify (open to training), select and report (both held out)."""
     rng = random.Random(_SPLIT_SEED)
     identify = draw_scenes(rng, N_IDENTIFY, held_out=False)
     unseen = draw_scenes(rng, N_SELECT + N_REPORT, held_out=True)
@@ -50,14 +54,14 @@ def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, .
 
 @functools.cache
 def builtin_task(name: str) -> Task:
-    """A built-in task by name; KeyError if there is none."""
+    """Return a built-in task by name; KeyError if there is none."""
     identify, select, report = (
         tuple(scene.content for scene in scenes) for scenes in split_scenes()
     )
     return Task(
         name=name,
         wordings=WORDINGS[name],
-        scorer=ExactTarget(_target(FORMATS[name]), FORMS[name]),
+        scorer=ExactTarget(_target(FORMATS[name]), _forms()[name]),
         identify=identify,
         select=select,
         report=report,

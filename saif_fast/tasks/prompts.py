@@ -1,4 +1,4 @@
-"""How a content and an instruction become one user turn; the chat template does the rest."""
+"""Prompts: a content and an instruction in one user's turn, before the chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ POSITIONS: tuple[Position, ...] = get_args(Position)
 
 
 def render(content: str, instruction: str | None = None, position: Position = "post") -> str:
-    """The user's text: the content, with the instruction after ("post") or before it ("pre")."""
+    """Return the user's turn: the content, with the instruction after or before it."""
     if position not in POSITIONS:
         raise ValueError(f"position: expected 'post' or 'pre', got {position!r}")
     if instruction is None:

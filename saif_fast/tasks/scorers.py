@@ -1,7 +1,7 @@
 """Rule-based scorers: strict = the reply fully does what was asked, loose = it does so in part.
 
-A scorer is any callable of (content, reply). These take a reply as generated; surrounding white
-space is ignored. Write your own as a function or a small frozen dataclass.
+A scorer is any callable of (content, reply): write your own as a function or a small frozen
+dataclass. These take a reply as it was generated, and ignore white space around it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class Score(NamedTuple):
-    """Whether a reply does what was asked: fully, and at least in part."""
+    """The score of a reply: whether it does what was asked fully, and at least in part."""
 
     strict: bool
     loose: bool
 
 
 class Scorer(Protocol):
-    """Judges one reply to one content."""
+    """A judge of one reply to one content."""
 
     def __call__(self, content: str, reply: str) -> Score:
-        """The score of `reply` as an answer to `content`."""
+        """Score ``reply`` as an answer to ``content``."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, punctuation left out."""
+    """Return the words of a text, without punctuation."""
     return _WORD.findall(text)
 
 
 @dataclass(frozen=True)
 class ExactTarget:
-    """Strict: the reply is `target(content)`. Loose: `form` holds fully, whatever is said."""
+    """Strict: the reply is ``target(content)``. Loose: ``form`` holds fully, whatever is said."""
 
     target: Callable[[str], str]
     form: Scorer
@@ -48,7 +48,7 @@ class ExactTarget:
 
 @dataclass(frozen=True)
 class JsonObject:
-    """Strict: the reply is one JSON object with `keys`. Loose: it contains a JSON object."""
+    """Strict: the reply is one JSON object with ``keys``. Loose: it contains a JSON object."""
 
     keys: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class JsonObject:
 
 @dataclass(frozen=True)
 class UpperCase:
-    """Strict: there are letters and none is lower case. Loose: `share` of them is upper case."""
+    """Strict: there are letters, none lower case. Loose: ``share`` of them is upper case."""
 
     share: float = 0.8
 
@@ -78,7 +78,7 @@ class UpperCase:
 
 @dataclass(frozen=True)
 class Matches:
-    """Strict: the whole reply matches `pattern`. Loose: a part of it does, in any case."""
+    """Strict: the whole reply matches ``pattern``. Loose: a part of it does, in any case."""
 
     pattern: str
 
@@ -91,7 +91,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Contains:
-    """Strict: `text` occurs as whole words, in any case. Loose: it occurs within words."""
+    """Strict: ``text`` occurs as whole words, in any case. Loose: it occurs within words."""
 
     text: str
 
@@ -105,7 +105,7 @@ class Contains:
 
 @dataclass(frozen=True)
 class MaxWords:
-    """Strict: between one and `limit` words. Loose: up to twice as many."""
+    """Strict: the reply has one to ``limit`` words. Loose: up to twice as many."""
 
     limit: int
 
@@ -116,7 +116,7 @@ class MaxWords:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Strict: the reply is one text said exactly `times` times. Loose: at least two times."""
+    """Strict: the reply is one text, exactly ``times`` times. Loose: two to eight times."""
 
     times: int = 2
 
@@ -127,7 +127,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class WordsFrom:
-    """Strict: at least `least` words and all in `vocabulary` (lower case). Loose: `share` are."""
+    """Strict: ``least`` words or more, all in ``vocabulary`` (lower case). Loose: ``share`` are."""
 
     vocabulary: frozenset[str] = field(repr=False)
     least: int = 4
@@ -142,7 +142,7 @@ class WordsFrom:
 
 @dataclass(frozen=True)
 class AnyWordFrom:
-    """Strict and loose: at least one word of `vocabulary` (lower case) and none of `without`."""
+    """Strict and loose: a word or more of ``vocabulary`` (lower case), none of ``without``."""
 
     vocabulary: frozenset[str] = field(repr=False)
     without: frozenset[str] = field(default=frozenset(), repr=False)
@@ -154,6 +154,6 @@ class AnyWordFrom:
 
 
 def _periods(said: list[str], times: int) -> bool:
-    """Whether `said` is one non-empty list of words, `times` times over."""
+    """Return whether ``said`` is one non-empty list of words, ``times`` times over."""
     length = len(said) // times
     return length > 0 and said == said[:length] * times

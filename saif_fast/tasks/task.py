@@ -1,4 +1,4 @@
-"""What a task is: instructions in several wordings, contents in three splits, and a scorer."""
+"""The type of a task: an instruction in several wordings, contents in three splits, a scorer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to give the instruction; `trained` is False where the model never saw it."""
+    """One way to give the instruction. ``trained`` is False if the model never saw it."""
 
     language: str
     text: str
@@ -24,8 +24,11 @@ class Wording:
 class Task:
     """An instruction to be identified, tuned and reported on three disjoint sets of contents.
 
-    `neutral` are sentences that ask for nothing and `others` different instructions: both are
-    appended to negatives, or any appended sentence would tell positives and negatives apart.
+    ``neutral`` are sentences that ask for nothing, and ``others`` are other instructions. Both are
+    appended to negatives; otherwise any appended sentence would tell positives and negatives apart.
+
+    Raises:
+        ValueError: there is no wording, a split is empty, or two splits share a content.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Task:
                 owner[content] = split
 
     def contents(self, split: Split) -> tuple[str, ...]:
-        """The contents of a split; ValueError for any other name."""
+        """Return the contents of a split; ValueError if there is no such split."""
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         contents: tuple[str, ...] = getattr(self, split)

@@ -90,7 +90,7 @@ def test_an_instructions_negatives_have_sentences_of_another_meaning(
         built.append(build_pairs(*args, **options))
         return built[-1]
 
-    monkeypatch.setattr("saif_fast.identify.build_pairs", build)
+    monkeypatch.setattr(sys.modules["saif_fast.cli.identify"], "build_pairs", build)
     contents, output = tmp_path / "contents.txt", tmp_path / "set.safetensors"
     contents.write_text(CONTENTS * 40)
     result = saif(

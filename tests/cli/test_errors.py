@@ -13,9 +13,10 @@ from one_sentence import sentence
 
 from saif_fast import embedded
 from saif_fast.edits import Edit
-from saif_fast.latent_set import FORMAT_VERSION, LatentSet
+from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
+from saif_fast.set_file import FORMAT_VERSION
 from saif_fast.tasks import get_task
 
 CAT = "Tell me about my black cat in the garden."
@@ -132,7 +133,7 @@ def test_an_instruction_that_changes_no_latent_is_refused(saif, tmp_path: Path) 
 
 def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> None:
     live, middle = tmp_path / "live.safetensors", tmp_path / "middle.safetensors"
-    sae = SparseAutoencoder.from_saelens(embedded.sae_path())
+    sae = load_sae(embedded.sae_path())
     LatentSet.from_sae(sae, [Latent(5, Edit("clamp", 1.0))], num_layers=3).save(live)
     LatentSet.from_vector(torch.ones(64), layer=1, num_layers=3).save(middle)
     error = sentence(saif("export", live, "--logit-bias", "4"))

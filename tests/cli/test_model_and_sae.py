@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from one_sentence import sentence
 
 from saif_fast import embedded
 from saif_fast.latent_set import LatentSet
+from saif_fast.sae import load_sae
 
 NAME = "SmolLM2-135M-Instruct"
 
@@ -65,6 +67,19 @@ def test_the_name_that_a_config_keeps_is_the_models(saif, tmp_path: Path) -> Non
     )
     assert result.exit_code == 0, result.stderr
     assert "warning" not in result.stderr
+
+
+def test_a_norm_factor_that_the_files_lack_is_given_as_an_option(saif, tmp_path: Path) -> None:
+    sae, output = tmp_path / "sae", tmp_path / "set.safetensors"
+    shutil.copytree(embedded.sae_path(), sae)
+    changed(sae / "cfg.json", normalize_activations="expected_average_only_in")
+    files = ("--model", "embedded", "--sae", sae, "--pairs", pairs(tmp_path), "-o", output)
+    assert "norm_scaling_factor: expected the factor" in sentence(saif("identify", *files))
+    assert saif("identify", *files, "--norm-scaling-factor", "0.5").exit_code == 0
+    # The SAE reads half of the model's unit, so it writes twice of its own.
+    (site,) = LatentSet.load(output).sites
+    rows = load_sae(embedded.sae_path()).W_dec[[latent.index for latent in site.site.latents]]
+    torch.testing.assert_close(site.W_dec, 2 * rows)
 
 
 # Of the model's config, and what is said of it and the SAE of SmolLM2-135M-Instruct.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_content(
         built.append(build_pairs(*args, **options))
         raise ValueError("seen")
 
-    monkeypatch.setattr("saif_fast.identify.build_pairs", build)
+    monkeypatch.setattr(sys.modules["saif_fast.cli.identify"], "build_pairs", build)
     contents = tmp_path / "contents.txt"
     contents.write_bytes(f"{CAT}\r\n".encode("utf-8-sig"))
     saif(

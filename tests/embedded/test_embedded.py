@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from saif_fast import embedded
-from saif_fast.embedded.corpus import FORMATS, parse
 from saif_fast.tasks import Position, get_task, render, task_names
+from saif_fast.tasks.corpus import FORMATS, parse
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -126,8 +126,8 @@ def test_saes_load_in_sae_lens_and_explain_the_residuals(
     l0: float,
 ) -> None:
     sae_lens = pytest.importorskip("sae_lens")
-    from saif_fast.embedded.train import batches
-    from saif_fast.embedded.train_sae import fit, residuals
+    from tools.tiny_model.train import batches
+    from tools.tiny_model.train_sae import collect_outputs, fit
 
     sae = sae_lens.SAE.load_from_disk(embedded.sae_path(which))
     assert sae.cfg.architecture() == "jumprelu"
@@ -135,7 +135,7 @@ def test_saes_load_in_sae_lens_and_explain_the_residuals(
     assert sae.W_dec.shape == (1024, 64)
     assert sae.W_dec.dtype == torch.float32
 
-    x = residuals(model, layer, itertools.islice(batches(tokenizer, seed=77), 4))
+    x = collect_outputs(model, layer, itertools.islice(batches(tokenizer, seed=77), 4))
     measured = fit(embedded.sae_path(which), x)
     assert measured["explained_variance"] > explained
     assert 5 < measured["l0"] < l0
@@ -145,6 +145,6 @@ def test_saes_load_in_sae_lens_and_explain_the_residuals(
 def _replies(
     tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, users: list[str] | tuple[str, ...]
 ) -> list[str]:
-    from saif_fast.embedded.measure import replies
+    from tools.tiny_model.measure import replies
 
     return replies(model, tokenizer, users)

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saif_fast import embedded
 from saif_fast.evaluate.study import Subject
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +14,6 @@ def subject() -> Subject:
     return Subject(
         AutoModelForCausalLM.from_pretrained(embedded.model_path()).eval(),
         AutoTokenizer.from_pretrained(embedded.model_path()),
-        SparseAutoencoder.from_saelens(embedded.sae_path("last")),
-        {"middle": SparseAutoencoder.from_saelens(embedded.sae_path("middle"))},
+        load_sae(embedded.sae_path("last")),
+        {"middle": load_sae(embedded.sae_path("middle"))},
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from saif_fast.evaluate.intervals import Tally, wilson
+from saif_fast.evaluate.intervals import Accuracy, wilson
 from saif_fast.tasks import Score
 
 
@@ -29,7 +29,7 @@ def test_wilson_refuses_counts_that_cannot_be(successes: int, n: int) -> None:
         wilson(successes, n)
 
 
-def test_tally_counts_strict_and_loose_and_is_ordered_by_strict_first() -> None:
-    tally = Tally.of([Score(True, True), Score(False, True), Score(False, False)])
-    assert tally == (1, 2, 3)
-    assert Tally(2, 2, 3) > Tally(1, 3, 3) > Tally(1, 2, 3)
+def test_accuracy_counts_strict_and_loose_and_is_ordered_by_strict_first() -> None:
+    accuracy = Accuracy.from_scores([Score(True, True), Score(False, True), Score(False, False)])
+    assert accuracy == (1, 2, 3)
+    assert Accuracy(2, 2, 3) > Accuracy(1, 3, 3) > Accuracy(1, 2, 3)

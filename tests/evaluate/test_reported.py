@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from saif_fast.evaluate.engine import Choice, select
+from saif_fast.evaluate.candidates import random_latents
 from saif_fast.evaluate.methods import Method
-from saif_fast.evaluate.results import Row
-from saif_fast.evaluate.rows import random_latents
+from saif_fast.evaluate.results import ResultRow
 from saif_fast.evaluate.study import (
     Search,
     Subject,
+    activations_of,
     choose,
-    identify,
     measure,
     report,
     tune,
 )
+from saif_fast.evaluate.trials import Choice, select
 from saif_fast.tasks import get_task
 
 TASKS = ("french", "german", "json", "keyword", "upper_case")
@@ -26,11 +26,11 @@ SEARCH, N_SELECT, N_REPORT = Search(), 24, 100
 
 
 @pytest.fixture(scope="module")
-def rows(subject: Subject) -> dict[str, dict[str, Row]]:
+def rows(subject: Subject) -> dict[str, dict[str, ResultRow]]:
     tasks = {name: get_task(name) for name in TASKS}
     choices: dict[str, Sequence[Choice]] = {}
     for name, task in tasks.items():
-        statistics = measure(subject.sae, subject, identify(task, subject))
+        statistics = measure(subject.sae, subject, activations_of(task, subject))
         saif = tune(task, subject, statistics, SEARCH, N_SELECT)
         random: Method = random_latents(
             statistics, saif.candidate.latent_set, SEARCH.draws, SEARCH.norms, SEARCH.seed

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saif_fast.evaluate.engine import Choice
-from saif_fast.evaluate.intervals import Tally
+from saif_fast.evaluate.intervals import Accuracy
 from saif_fast.evaluate.methods import Candidate
-from saif_fast.evaluate.results import Row, ordered, tables, write_results
+from saif_fast.evaluate.results import ResultRow, ordered, tables, write_results
+from saif_fast.evaluate.trials import Choice
 
 
-def row(strict: int, **parameters: float) -> Row:
-    choice = Choice("m", Candidate(parameters=parameters), Tally(3, 4, 4), 60)
-    return Row.of(choice, Tally(strict, 60, 100), "vllm")
+def row(strict: int, **parameters: float) -> ResultRow:
+    choice = Choice("m", Candidate(parameters=parameters), Accuracy(3, 4, 4), 60)
+    return ResultRow.from_choice(choice, Accuracy(strict, 60, 100), "vllm")
 
 
 ROWS = {"french": {"live": row(7), "saif": row(50, k=3, beta=-1.5), "unsteered": row(0)}}

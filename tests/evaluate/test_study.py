@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from saif_fast import __version__
-from saif_fast.evaluate.rows import constant, random_latents, saif_set
+from saif_fast.evaluate.candidates import constant, random_latents, saif_set
 from saif_fast.evaluate.study import (
     MAX_BIASES,
     Search,
     Subject,
+    activations_of,
     choose,
-    identify,
     measure,
     report,
     set_name,
@@ -38,7 +38,7 @@ def french() -> Task:
 
 @pytest.fixture(scope="module")
 def statistics(subject: Subject, french: Task) -> LatentStatistics:
-    return measure(subject.sae, subject, identify(french, subject))
+    return measure(subject.sae, subject, activations_of(french, subject))
 
 
 @pytest.fixture(scope="module")

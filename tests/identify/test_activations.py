@@ -168,4 +168,4 @@ def test_a_template_without_the_content_is_refused() -> None:
 @pytest.mark.parametrize("row", [[], [4] * 64], ids=["empty", "long"])
 def test_a_text_without_a_last_token_has_no_residual(row: list[int]) -> None:
     with pytest.raises(ValueError, match=f"text 1: expected 1 to 63 tokens, got {len(row)}"):
-        list(hf.residuals(tiny_model(), [[4, 5], row], LAYERS, 8192))
+        list(hf.run_decoder(tiny_model(), [[4, 5], row], LAYERS, 8192))

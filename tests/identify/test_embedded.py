@@ -15,10 +15,10 @@ from transformers import (
 
 from saif_fast import hf
 from saif_fast.embedded import model_path, sae_path
-from saif_fast.identify import LatentStatistics, build_pairs, collect, diff_in_means, identify
+from saif_fast.identify import LatentStatistics, build_pairs, collect, diff_in_means, find_latents
 from saif_fast.model_info import model_name
 from saif_fast.runtime import GenerationRequest
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import SparseAutoencoder, load_sae
 from saif_fast.tasks import get_task
 from saif_transformers import TransformersRuntime, steer
 
@@ -31,7 +31,7 @@ def embedded() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, SparseAutoenc
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
-    return model, tokenizer, SparseAutoencoder.from_saelens(sae_path("last"))
+    return model, tokenizer, load_sae(sae_path("last"))
 
 
 @cache
@@ -69,7 +69,7 @@ def by_generate(request: str | None) -> list[str]:
 def test_an_instruction_is_identified_within_ten_seconds() -> None:
     model, tokenizer, sae = embedded()
     start = time.perf_counter()
-    latent_set = identify(model, tokenizer, sae, pairs(), k=15)
+    latent_set = find_latents(model, tokenizer, sae, pairs(), k=15)
     assert time.perf_counter() - start < 10
     best = latent_set.sites[0].site.latents[0]
     assert best.consistency is not None and best.consistency > 0.95
@@ -102,6 +102,6 @@ def test_the_sae_explains_the_models_activations() -> None:
 def test_difference_in_means_is_along_what_is_identified() -> None:
     model, tokenizer, sae = embedded()
     data = collect(model, tokenizer, pairs(), [sae.layer])
-    vector = diff_in_means(data, sae.layer).compile(sae.layer).vector
-    found = french().latent_set().compile(sae.layer).vector
+    vector = diff_in_means(data, sae.layer).edits_at(sae.layer).vector
+    found = french().latent_set().edits_at(sae.layer).vector
     assert vector @ found > 0.5 * vector.norm() * found.norm()

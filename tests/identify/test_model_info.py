@@ -9,7 +9,7 @@ import pytest
 from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_sae
 from transformers import BloomConfig, GPT2Config, LlamaConfig
 
-from saif_fast.identify import build_pairs, identify
+from saif_fast.identify import build_pairs, find_latents
 from saif_fast.model_info import ModelInfo, check_sae, stored_name
 
 MODEL = ModelInfo("org/tiny-it", D_MODEL, N_LAYERS)
@@ -18,7 +18,7 @@ LOCAL = ModelInfo("./tiny", D_MODEL, N_LAYERS)
 
 def test_a_config_tells_name_shape_and_context() -> None:
     expected = ModelInfo("made/tiny", D_MODEL, N_LAYERS, context=64)
-    assert ModelInfo.of(tiny_model().config) == expected
+    assert ModelInfo.from_config(tiny_model().config) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_config_tells_name_shape_and_context() -> None:
     ids=["llama", "linear rope", "gpt2", "bloom"],
 )
 def test_the_context_of_a_config(config: LlamaConfig, context: int | None) -> None:
-    assert ModelInfo.of(config).context == context
+    assert ModelInfo.from_config(config).context == context
 
 
 def test_the_name_in_a_directorys_config(tmp_path: Path, monkeypatch) -> None:
@@ -136,4 +136,4 @@ def test_identify_asks_before_the_model_runs(
 ) -> None:
     pairs = build_pairs(["w1"], ["w2", "w3"])
     with pytest.raises(ValueError, match=message):
-        identify(Untouched(), None, tiny_sae(**change), pairs, **options)  # type: ignore[arg-type]
+        find_latents(Untouched(), None, tiny_sae(**change), pairs, **options)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from saif_fast.identify import (
     build_pairs,
     collect,
     diff_in_means,
-    identify,
+    find_latents,
 )
 from saif_fast.latent_set import LatentSet
 from saif_fast.sae import SparseAutoencoder
@@ -159,7 +159,7 @@ def test_the_set_steers_along_the_decoder_rows_of_the_first_k() -> None:
     expected = torch.zeros(D_MODEL)
     for i in found.ranking[:5]:
         expected += (found.measured.mean[i] + 0.5 * found.measured.std[i]) * sae.W_dec[i]
-    torch.testing.assert_close(latent_set.compile(LAYER).vector, expected)
+    torch.testing.assert_close(latent_set.edits_at(LAYER).vector, expected)
     assert latent_set.n_live == {LAYER: 0}
 
 
@@ -167,7 +167,7 @@ def test_difference_in_means() -> None:
     data = activations()
     latent_set = diff_in_means(data, LAYER)
     expected = (data.positive[LAYER] - data.negative[LAYER]).mean(0)
-    torch.testing.assert_close(latent_set.compile(LAYER).vector, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latent_set.edits_at(LAYER).vector, expected, rtol=1e-4, atol=1e-5)
     assert latent_set.provenance.method == "diff_in_means"
     with pytest.raises(ValueError, match=f"expected one of .{LAYER}., got 0"):
         diff_in_means(data, 0)
@@ -245,7 +245,7 @@ def found_in_a_model(seed: int = 0, **options: object) -> LatentSet:
         max_pairs=20,
         seed=seed,
     )
-    return identify(tiny_model(), tiny_tokenizer(), tiny_sae(), pairs, **options)  # type: ignore[arg-type]
+    return find_latents(tiny_model(), tiny_tokenizer(), tiny_sae(), pairs, **options)  # type: ignore[arg-type]
 
 
 def test_identify_is_deterministic_and_says_where_the_set_comes_from() -> None:
@@ -270,5 +270,5 @@ def test_one_collection_serves_saes_of_several_layers() -> None:
     both = collect(tiny_model(), tiny_tokenizer(), pairs, [0, LAYER])
     for layer in (0, LAYER):
         sae = tiny_sae(layer)
-        alone = identify(tiny_model(), tiny_tokenizer(), sae, pairs, k=2)
+        alone = find_latents(tiny_model(), tiny_tokenizer(), sae, pairs, k=2)
         assert LatentStatistics.compute(sae, both).latent_set(2).content_hash == alone.content_hash

@@ -32,6 +32,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 SLOW = [pytest.param(target, marks=pytest.mark.slow) for target in ("sm_80", "sm_100")]
 
 
+@pytest.mark.extended  # compiles for a minute
 @pytest.mark.parametrize("target", ["sm_90", "gfx942", *SLOW])
 def test_no_kernel_spills_or_loads_rows_in_pieces_or_lacks_matrix_instructions(target: str) -> None:
     report = run("kernels_report.py", "--check", "--targets", target)

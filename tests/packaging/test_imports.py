@@ -1,5 +1,5 @@
 """Imports point one way: saif_kernels <- saif_fast <- integrations, and heavy packages stay out of
-module level."""
+module level. Inside saif_vllm the rooms of its processes know none of one another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,118 @@ def test_importing_it_stays_light(module: str, unwanted: set[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert result.stdout.split() == []
+
+
+# The code of one process each: a room imports the ground floor and itself. Faces are on top.
+ROOMS = ("frontend", "core", "worker")
+FACES = {"saif_vllm", "arguments", "engine_residuals", "plugin", "runtime", "serve"}
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return what each module imports of the others, be it inside a function; not what is imported
+    for a type checker only.
+
+    Args:
+        sources: by a module's name, all of one package.
+    """
+    graph: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        candidates = imported_modules(ast.parse(source))
+        found = {
+            next((module for module in either if module in sources), name) for either in candidates
+        }
+        graph[name] = found - {name}
+    return graph
+
+
+def imported_modules(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    """Yield what an import may be of: a module; or a name's own module, else that it comes from."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name,) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "a relative import"
+            yield from ((f"{child.module}.{alias.name}", child.module) for alias in child.names)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        else:
+            yield from imported_modules(child)
+
+
+def room(module: str) -> str:
+    """Return the room of a module of saif_vllm: one of ROOMS, "face" or "ground"."""
+    first = module.removeprefix("saif_vllm.").partition(".")[0]
+    if first in ROOMS:
+        return first
+    return "face" if first in FACES else "ground"
+
+
+def trespasses(graph: Mapping[str, Set[str]]) -> set[tuple[str, str]]:
+    """Return the imports of a room or of the ground floor that leave both."""
+    return {
+        (name, other)
+        for name, others in graph.items()
+        for other in others
+        if room(name) != "face" and room(other) not in (room(name), "ground")
+    }
+
+
+def sources(package: str) -> dict[str, str]:
+    folder = ROOT / RULES[package][0]
+    return {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): (
+            path.read_text(encoding="utf-8")
+        )
+        for path in (folder / package).rglob("*.py")
+    }
+
+
+def test_no_process_imports_the_room_of_another() -> None:
+    graph = import_graph(sources("saif_vllm"))
+    assert {room(name) for name in graph} == {*ROOMS, "face", "ground"}
+    assert trespasses(graph) == set()
+
+
+@pytest.mark.parametrize("package", ["saif_fast", "saif_vllm"])
+def test_there_is_no_import_circle(package: str) -> None:
+    graph = import_graph(sources(package))
+    assert sum(map(len, graph.values())) > len(graph)
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_the_folders_of_saif_fast_have_no_import_circle() -> None:
+    # A file beside the folders counts as one, and saif_fast itself is the public face.
+    graph: dict[str, set[str]] = {}
+    for name, others in import_graph(sources("saif_fast")).items():
+        own, *found = (".".join(module.split(".")[:2]) for module in (name, *others))
+        graph.setdefault(own, set()).update(set(found) - {own})
+    list(TopologicalSorter(graph).static_order())
+
+
+CONFIG, CORE_ROOM = "saif_vllm.config", "saif_vllm.core.residency"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "allowed"),
+    [
+        ("saif_vllm.core.patches", "from saif_vllm import config", True),
+        ("saif_vllm.core.patches", "from saif_vllm.core.residency import Residency", True),
+        ("saif_vllm.core.patches", "def f():\n    from saif_vllm import plugin", False),
+        ("saif_vllm.plugin", "def f():\n    from saif_vllm.core import residency", True),
+        ("saif_vllm.worker.step", "def f():\n    from saif_vllm.core import residency", False),
+        ("saif_vllm.frontend.http", "import saif_vllm.core.residency", False),
+        ("saif_vllm.request", "from saif_vllm.core.residency import Residency", False),
+        ("saif_vllm.worker.step", "if TYPE_CHECKING:\n    import saif_vllm.core.residency", True),
+    ],
+)
+def test_who_trespasses_is_seen(name: str, source: str, allowed: bool) -> None:
+    graph = import_graph({CONFIG: "", CORE_ROOM: "", "saif_vllm.plugin": "", name: source})
+    assert (trespasses(graph) == set()) == allowed
+
+
+def test_a_circle_through_a_function_is_seen() -> None:
+    config = "def f():\n    from saif_vllm.core import residency"
+    circle = import_graph({CONFIG: config, CORE_ROOM: "from saif_vllm.config import x"})
+    assert circle == {CONFIG: {CORE_ROOM}, CORE_ROOM: {CONFIG}}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(circle).static_order())

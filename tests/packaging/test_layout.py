@@ -20,7 +20,7 @@ def test_package_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("folder", ["kernels", "integrations", "bench", "tests"])
+@pytest.mark.parametrize("folder", ["kernels", "integrations", "bench", "tests", "tools"])
 def test_source_root_is_no_package(folder: str) -> None:
     """A `kernels/__init__.py` on the path hides Hugging Face's `kernels`: transformers breaks."""
     below = "**/__init__.py" if folder == "tests" else "__init__.py"
@@ -37,7 +37,7 @@ def test_an_installed_kernels_package_wins(tmp_path: Path) -> None:
 
 
 def test_every_python_file_is_below_400_lines() -> None:
-    folders = ("saif_fast", "kernels", "integrations", "bench", "locks", "tests")
+    folders = ("saif_fast", "kernels", "integrations", "bench", "locks", "tests", "tools")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     lengths = {p.relative_to(ROOT).as_posix(): len(p.read_bytes().splitlines()) for p in files}
     assert lengths

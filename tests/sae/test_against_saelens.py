@@ -14,7 +14,7 @@ from sae_lens.saes import sae as sae_lens_sae
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import SparseAutoencoder, load_sae
 
 D_MODEL, D_SAE, K = 12, 40, 7
 # fp32 rounding of sums of 12 products of order 1, through one fold and two matrix products.
@@ -101,7 +101,7 @@ def load_float64(directory: Path) -> Any:
 def test_saved_by_sae_lens(tmp_path, architecture, normalization, apply_b_dec):
     settings = {"normalize_activations": normalization, "apply_b_dec_to_input": apply_b_dec}
     make(CLASSES, architecture, **settings).save_model(tmp_path)
-    ours = SparseAutoencoder.from_saelens(tmp_path)
+    ours = load_sae(tmp_path)
     assert ours.normalization == normalization
     # The tiny tokens are of the size of layer_norm's epsilon.
     x = torch.cat([tokens(300), tokens(30) * 1e-5])
@@ -111,7 +111,7 @@ def test_saved_by_sae_lens(tmp_path, architecture, normalization, apply_b_dec):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_leading_dimensions(tmp_path, architecture):
     make(CLASSES, architecture).save_model(tmp_path)
-    assert_same(SparseAutoencoder.from_saelens(tmp_path), load_float64(tmp_path), tokens(3, 5))
+    assert_same(load_sae(tmp_path), load_float64(tmp_path), tokens(3, 5))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk-rescaled", "gated"])
@@ -119,7 +119,7 @@ def test_after_sae_lens_folded_the_decoder_norm(tmp_path, architecture):
     sae = make(CLASSES, architecture)
     sae.fold_W_dec_norm()
     sae.save_model(tmp_path)
-    assert_same(SparseAutoencoder.from_saelens(tmp_path), load_float64(tmp_path), tokens(300))
+    assert_same(load_sae(tmp_path), load_float64(tmp_path), tokens(300))
 
 
 @pytest.mark.parametrize("where", ["argument", "activation_scaler.json"])
@@ -129,10 +129,10 @@ def test_dataset_norm(tmp_path, architecture, apply_b_dec, where):
     settings = {"normalize_activations": "expected_average_only_in"}
     make(CLASSES, architecture, apply_b_dec_to_input=apply_b_dec, **settings).save_model(tmp_path)
     if where == "argument":
-        ours = SparseAutoencoder.from_saelens(tmp_path, norm_scaling_factor=0.37)
+        ours = load_sae(tmp_path, norm_scaling_factor=0.37)
     else:
         (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.37}))
-        ours = SparseAutoencoder.from_saelens(tmp_path)
+        ours = load_sae(tmp_path)
     theirs = load_float64(tmp_path)
     theirs.fold_activation_norm_scaling_factor(0.37)
     assert ours.can_edit_live == ("topk" not in architecture)
@@ -154,7 +154,7 @@ def test_whitening(tmp_path, architecture, apply_b_dec):
     )
     theirs = load_float64(tmp_path)
     theirs.fold_activation_whitening(mean, matrix, inverse)
-    assert_same(SparseAutoencoder.from_saelens(tmp_path), theirs, tokens(300))
+    assert_same(load_sae(tmp_path), theirs, tokens(300))
 
 
 @pytest.mark.parametrize("architecture", TRAINING)
@@ -163,7 +163,7 @@ def test_saved_after_training(tmp_path, architecture):
     if "batchtopk" in architecture:
         sae.topk_threshold.fill_(2.5)
     sae.save_inference_model(tmp_path)
-    ours = SparseAutoencoder.from_saelens(tmp_path)
+    ours = load_sae(tmp_path)
     assert ours.architecture == ("jumprelu" if "batchtopk" in architecture else architecture)
     assert_same(ours, load_float64(tmp_path), tokens(300))
 
@@ -172,21 +172,21 @@ def test_saved_after_training(tmp_path, architecture):
 def test_training_checkpoint_is_refused(tmp_path, architecture):
     make(TRAINING, architecture).save_model(tmp_path)
     with pytest.raises(ValueError, match="save_inference_model"):
-        SparseAutoencoder.from_saelens(tmp_path)
+        load_sae(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_stored_in_half_precision(tmp_path, architecture, dtype):
     make(CLASSES, architecture).to(dtype=getattr(torch, dtype)).save_model(tmp_path)
-    assert_same(SparseAutoencoder.from_saelens(tmp_path), load_float64(tmp_path), tokens(300))
+    assert_same(load_sae(tmp_path), load_float64(tmp_path), tokens(300))
 
 
 def test_negative_jumprelu_threshold_is_zero(tmp_path):
     sae = make(CLASSES, "jumprelu")
     assert (sae.threshold < 0).any()
     sae.save_model(tmp_path)
-    ours = SparseAutoencoder.from_saelens(tmp_path)
+    ours = load_sae(tmp_path)
     assert torch.equal(ours.threshold, sae.threshold.detach().clamp(min=0))
 
 
@@ -195,7 +195,7 @@ def test_rescaled_topk_ignores_a_latent_without_decoder_row(tmp_path):
     with torch.no_grad():
         sae.W_dec[4] = 0
     sae.save_model(tmp_path)
-    ours = SparseAutoencoder.from_saelens(tmp_path)
+    ours = load_sae(tmp_path)
     theirs = load_float64(tmp_path)
     a = ours.encode(tokens(300))
     torch.testing.assert_close(a.double(), theirs.encode(tokens(300)).detach(), rtol=0, atol=1e-3)
@@ -210,7 +210,7 @@ def test_zero_is_inactive(tmp_path, architecture):
             if hasattr(sae, name):
                 getattr(sae, name).zero_()
     sae.save_model(tmp_path)
-    a = SparseAutoencoder.from_saelens(tmp_path).encode(torch.zeros(2, D_MODEL))
+    a = load_sae(tmp_path).encode(torch.zeros(2, D_MODEL))
     assert torch.equal(a, sae.encode(torch.zeros(2, D_MODEL)).detach())
 
 
@@ -233,7 +233,7 @@ def test_gated_is_one_thresholded_row_exactly(tmp_path):
         sae.r_mag.copy_(scale.log())
     assert torch.equal(sae.r_mag.exp(), scale)
     sae.save_model(tmp_path)
-    ours = SparseAutoencoder.from_saelens(tmp_path)
+    ours = load_sae(tmp_path)
     x = torch.arange(-12.0, 13.0)[:, None] / 2
     gate = x - 1 + b_gate
     magnitude = (x - 1) * scale + b_mag
@@ -266,9 +266,9 @@ def hub(monkeypatch, tmp_path):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_release_equals_its_directory(hub, architecture, arguments):
     make(CLASSES, architecture).save_model(hub / "last")
-    release = SparseAutoencoder.from_saelens(*arguments)
+    release = load_sae(*arguments)
     assert release.name == "tiny/saes:last"
-    assert release.content_hash == SparseAutoencoder.from_saelens(hub / "last").content_hash
+    assert release.content_hash == load_sae(hub / "last").content_hash
 
 
 def test_release_with_its_norm_factor(hub, monkeypatch):
@@ -278,7 +278,7 @@ def test_release_with_its_norm_factor(hub, monkeypatch):
     monkeypatch.setattr(sae_lens_sae, "get_norm_scaling_factor", lambda release, sae_id: 0.37)
     theirs = sae_lens.SAE.from_pretrained("tiny/saes", "last", dtype="float64")
     assert theirs.cfg.normalize_activations == "none"
-    assert_same(SparseAutoencoder.from_saelens("tiny/saes:last"), theirs, tokens(300))
+    assert_same(load_sae("tiny/saes:last"), theirs, tokens(300))
 
 
 def test_release_without_its_norm_factor_is_refused(hub):
@@ -289,7 +289,7 @@ def test_release_without_its_norm_factor_is_refused(hub):
     with pytest.warns(UserWarning, match="norm_scaling_factor not found"):
         sae_lens.SAE.from_pretrained("tiny/saes", "last")
     with pytest.raises(ValueError, match="norm_scaling_factor: expected the factor"):
-        SparseAutoencoder.from_saelens("tiny/saes:last")
+        load_sae("tiny/saes:last")
 
 
 def test_release_of_a_transcoder_is_refused(hub):
@@ -302,7 +302,7 @@ def test_release_of_a_transcoder_is_refused(hub):
     )
     sae_lens.Transcoder(config).save_model(hub / "last")
     with pytest.raises(ValueError, match="a transcoder reads one site"):
-        SparseAutoencoder.from_saelens("tiny/saes:last")
+        load_sae("tiny/saes:last")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_release_of_a_transcoder_is_refused(hub):
 )
 def test_unknown_release_is_one_sentence(hub, release, sae_id):
     with pytest.raises(ValueError, match=f"SAE {release}:{sae_id}: sae-lens could not load") as e:
-        SparseAutoencoder.from_saelens(release, sae_id)
+        load_sae(release, sae_id)
     assert "\n" not in str(e.value)
 
 
@@ -322,8 +322,8 @@ def test_older_format_reads_after_the_conversion_the_error_names(tmp_path):
     config |= {"hook_name": "blocks.3.hook_resid_pre", "activation_fn_str": "relu", "lr": 1e-4}
     (tmp_path / "old" / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"SAE\.load_from_disk\(old\)\.save_model\(new\)"):
-        SparseAutoencoder.from_saelens(tmp_path / "old")
+        load_sae(tmp_path / "old")
     sae_lens.SAE.load_from_disk(tmp_path / "old").save_model(tmp_path / "new")
-    ours = SparseAutoencoder.from_saelens(tmp_path / "new")
+    ours = load_sae(tmp_path / "new")
     assert ours.layer == 2
     assert_same(ours, load_float64(tmp_path / "new"), tokens(300))

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 
 ARCHITECTURES = ["standard", "jumprelu", "topk", "gated"]
 
 
 def load_error(directory: Path, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
-        SparseAutoencoder.from_saelens(directory, **options)
+        load_sae(directory, **options)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -26,7 +26,7 @@ def load_error(directory: Path, **options: Any) -> str:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_directory_loads_without_sae_lens(write_sae, architecture, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
-    sae = SparseAutoencoder.from_saelens(write_sae(architecture))
+    sae = load_sae(write_sae(architecture))
     assert (sae.d_model, sae.d_sae, sae.layer, sae.name) == (6, 10, 3, "sae")
     assert sae.architecture == architecture
     assert sae.k == (3 if architecture == "topk" else None)
@@ -35,13 +35,13 @@ def test_directory_loads_without_sae_lens(write_sae, architecture, monkeypatch):
 def test_release_without_sae_lens_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(ValueError, match=r"pip install 'saif-fast\[identify\]'"):
-        SparseAutoencoder.from_saelens("gemma-scope-2b-pt-res-canonical:layer_25/width_16k")
+        load_sae("gemma-scope-2b-pt-res-canonical:layer_25/width_16k")
 
 
 def test_neither_directory_nor_release(tmp_path):
     assert "expected a directory or RELEASE:ID" in load_error(tmp_path / "absent")
     with pytest.raises(ValueError, match="expected a directory or RELEASE:ID"):
-        SparseAutoencoder.from_saelens("release-without-id")
+        load_sae("release-without-id")
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
@@ -123,7 +123,7 @@ def test_finetuning_scaling_factor_is_dropped_only_where_it_does_nothing(write_s
     tensors["scaling_factor"] = torch.full((10,), value)
     save_file(tensors, directory / "sae_weights.safetensors")
     if value == 1.0:
-        assert SparseAutoencoder.from_saelens(directory).architecture == "standard"
+        assert load_sae(directory).architecture == "standard"
     else:
         assert "scaling_factor" in load_error(directory)
 
@@ -238,6 +238,6 @@ def test_stored_dtype_becomes_float32(write_sae, dtype):
         {name: tensor.to(dtype) for name, tensor in tensors.items()},
         directory / "sae_weights.safetensors",
     )
-    sae = SparseAutoencoder.from_saelens(directory)
+    sae = load_sae(directory)
     assert sae.W_dec.dtype == torch.float32
     assert torch.equal(sae.W_dec, tensors["W_dec"].to(dtype).float())

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from saif_fast._hook_names import residual_layer
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
+from saif_fast.sae.hook_names import residual_layer
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_other_sites_are_refused(hook_name):
     ids=str,
 )
 def test_layer_comes_from_the_metadata(write_sae, metadata, layer):
-    sae = SparseAutoencoder.from_saelens(write_sae(metadata=metadata))
+    sae = load_sae(write_sae(metadata=metadata))
     assert sae.layer == layer
     assert sae.hook_name == (metadata["hook_name"] or metadata["hf_hook_name"])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from saif_fast import SparseAutoencoder
 from saif_fast.embedded import sae_path
+from saif_fast.sae import load_sae
 from saif_kernels import Sae, encode_moments, encode_topk, topk_rank
 
 
 def test_the_ops_take_it_and_agree_with_its_encode() -> None:
-    sae = SparseAutoencoder.from_saelens(sae_path("middle"))
+    sae = load_sae(sae_path("middle"))
     taken: Sae = sae
     x = 3 * torch.randn(20, sae.d_model, generator=torch.Generator().manual_seed(0))
     a = sae.encode(x)

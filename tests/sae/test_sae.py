@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import SparseAutoencoder, load_sae
 
 D_MODEL, D_SAE = 6, 10
 
 
 @pytest.fixture
 def sae(write_sae) -> SparseAutoencoder:
-    return SparseAutoencoder.from_saelens(write_sae("jumprelu", metadata={"model_name": "tiny"}))
+    return load_sae(write_sae("jumprelu", metadata={"model_name": "tiny"}))
 
 
 @pytest.fixture
 def topk(write_sae) -> SparseAutoencoder:
-    return SparseAutoencoder.from_saelens(write_sae("topk"))
+    return load_sae(write_sae("topk"))
 
 
 def test_a_unit_of_activation_adds_a_decoder_row(sae):
@@ -29,7 +29,7 @@ def test_a_unit_of_activation_adds_a_decoder_row(sae):
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
 def test_encoder_rows_are_the_encoder(write_sae, x, architecture):
-    sae = SparseAutoencoder.from_saelens(write_sae(architecture))
+    sae = load_sae(write_sae(architecture))
     columns = []
     for index in range(D_SAE):
         row, bias, threshold = sae.W_enc[:, index], sae.b_enc[index], sae.threshold[index]
@@ -91,7 +91,7 @@ def test_live_edits_are_possible_by_default(sae):
 
 @pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
 def test_token_dependent_normalization_only_identifies(write_sae, x, normalization):
-    sae = SparseAutoencoder.from_saelens(write_sae("jumprelu", normalize_activations=normalization))
+    sae = load_sae(write_sae("jumprelu", normalize_activations=normalization))
     assert not sae.can_edit_live
     for refuse in (sae.require_edits, sae.require_live_edits):
         with pytest.raises(ValueError, match=f"{normalization}.*only identify"):
@@ -101,9 +101,7 @@ def test_token_dependent_normalization_only_identifies(write_sae, x, normalizati
 
 
 def test_embedding_only_identifies(write_sae, x):
-    sae = SparseAutoencoder.from_saelens(
-        write_sae(metadata={"hook_name": "blocks.0.hook_resid_pre"})
-    )
+    sae = load_sae(write_sae(metadata={"hook_name": "blocks.0.hook_resid_pre"}))
     assert sae.layer == -1 and sae.encode(x).shape == (64, D_SAE)
     with pytest.raises(ValueError, match="output of no block"):
         sae.require_live_edits()
@@ -178,7 +176,7 @@ def test_calibrated_threshold_is_never_negative(topk, x):
 
 
 def test_topk_that_keeps_all_is_relu(write_sae, x):
-    sae = SparseAutoencoder.from_saelens(write_sae("topk", k=D_SAE)).with_calibrated_threshold(x)
+    sae = load_sae(write_sae("topk", k=D_SAE)).with_calibrated_threshold(x)
     assert (sae.threshold == 0).all() and not disagreements(sae, x).any()
 
 
@@ -191,7 +189,7 @@ def test_calibration_needs_topk_and_tokens(sae, topk):
 
 @pytest.mark.parametrize("normalization", ["none", "layer_norm", "constant_norm_rescale"])
 def test_explained_variance_and_l0_over_many_tokens(write_sae, normalization):
-    sae = SparseAutoencoder.from_saelens(write_sae("jumprelu", normalize_activations=normalization))
+    sae = load_sae(write_sae("jumprelu", normalize_activations=normalization))
     x = torch.randn(5, 500, D_MODEL, generator=torch.Generator().manual_seed(2)) + 1.0
     a = sae.encode(x)
     error = (x - sae.decode(a, x)).square().sum()

@@ -283,7 +283,7 @@ def test_nothing_stays_behind(model: LlamaForCausalLM) -> None:
 def test_an_error_inside_generate_takes_the_hooks_off(model: LlamaForCausalLM) -> None:
     sets = {"s": edited(["clamp:4"], 0)}
     hooks = hooks_of(model)
-    with pytest.raises(ValueError, match="requests: expected one a row"):
+    with pytest.raises(ValueError, match="requests: expected one per row"):
         generate(model, sets, ["s", None])
     assert hooks_of(model) == hooks and "generate" not in vars(model)
 

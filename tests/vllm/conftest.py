@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,14 @@ from engine_job import Job, Served, run
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
+
+# Without vLLM (macOS) what these import is not there; in CI its absence is a failure.
+if importlib.util.find_spec("vllm") is None and "CI" not in os.environ:
+    collect_ignore = [
+        "test_found_once.py",
+        "frontend/test_patches.py",
+        "frontend/test_validation.py",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +58,13 @@ def requests() -> dict[str, dict[str, Any]]:
 def reference(
     hf_model: Any, sets: Mapping[str, LatentSet], requests: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Tokens and gaps of every request, each generated alone by Hugging Face."""
+    """Generate every request alone by Hugging Face: tokens and gaps."""
     return {name: hf_reference.generate(hf_model, sets, asked) for name, asked in requests.items()}
 
 
 @pytest.fixture(scope="session")
 def plain(requests: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The requests' prompts, unsteered, by an engine without the plugin."""
+    """Serve the requests' prompts unsteered, by an engine without the plugin."""
     batch = [{**asked, "extra_args": None} for asked in requests.values()]
     served = run(Job(model_path(), [batch])).check()
     return dict(zip(requests, served.batches[0], strict=True))
@@ -62,7 +72,7 @@ def plain(requests: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def serve(set_dir: Path, requests: Mapping[str, dict[str, Any]]) -> Callable[[str], Served]:
-    """All requests in one mixed batch, then some alone, by an engine of the given mode."""
+    """Serve all requests in one mixed batch, then some alone, by an engine of the given mode."""
 
     @cache
     def serve_mode(mode: str) -> Served:
@@ -82,18 +92,13 @@ def alone(mode: str, requests: Mapping[str, Any]) -> list[str]:
     return ["unsteered", "clamp_middle", "add_last"] if mode.startswith("v2") else list(requests)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How often two engines disagreed where they may: at a near tie."""
-    checked = hf_reference.Comparison.checked
-    if not checked:
-        return
-    compared = sum(comparison.compared for _, comparison in checked)
-    excused = sum(len(comparison.excused) for _, comparison in checked)
-    terminalreporter.section("vLLM against its reference")
-    terminalreporter.line(f"near ties excused: {excused} of {compared} comparisons")
-    for test, found in checked:
-        names = "".join(f"; {name}" for name in found.excused)
-        terminalreporter.line(f"  {test}: {len(found.excused)} of {found.compared}{names}")
+@pytest.fixture(autouse=True)
+def near_ties(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Report the test's comparisons; ``tests/conftest.py`` prints those of all workers."""
+    hf_reference.Comparison.checked.clear()
+    yield
+    for comparison in hf_reference.Comparison.checked:
+        record_property("near_ties", (comparison.compared, comparison.excused))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from saif_fast.edits import Edit
 from saif_fast.embedded import model_path, sae_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 
 FULL = 10  # minutes
 A_MINUTE = 2000  # requests
@@ -67,7 +67,7 @@ def contents(rng: random.Random) -> list[LatentSet]:
     """What the files hold: some latents or a vector, at the middle or the last layer; of one in
     eight the strongest there are.
     """
-    saes = [SparseAutoencoder.from_saelens(sae_path(where)) for where in embedded_sets.LAYERS]
+    saes = [load_sae(sae_path(where)) for where in embedded_sets.LAYERS]
     made = []
     for i in range(N_CONTENTS):
         sae = rng.choice(saes)
@@ -103,7 +103,7 @@ class Directory:
         self.churn, self._whole = Churn(self.path, files, PAUSE), files[0].read_bytes()
 
     def damage(self) -> str:
-        """The name of a set whose file is cut short."""
+        """Cut the file of a set short; return the set's name."""
         self._file("broken").write_bytes(self._whole[:-1])
         return "broken"
 
@@ -155,11 +155,11 @@ class Soak:
         self.llm.collective_rpc("saif_watch_pauses")
 
     def core_state(self) -> dict[str, int]:
-        """Answered in turn: all requests sent before have been admitted, and read their sets."""
+        """Return the core's state, after all requests sent before have been admitted."""
         return self.llm.llm_engine.engine_core.call_utility("saif_state")
 
     def loads(self) -> dict[str, list[float]]:
-        """Of sets, since the last call."""
+        """Return the times of loading sets since the last call."""
         return self.llm.llm_engine.engine_core.call_utility("saif_loads")
 
     def worker_state(self) -> dict[str, Any]:
@@ -170,12 +170,13 @@ class Soak:
         self.stream.add(number, request)
         self.count["sent"] += 1
         if number % SAMPLED == 0:
-            offered = self.llm.llm_engine.input_processor.saif._by_name  # as it has just found them
+            # As the front end has just found them.
+            offered = self.llm.llm_engine.input_processor.saif_catalog._by_name
             used = {name: offered[name].latent_set for name in set_names(request)}
             self.sampled[number] = {"request": request, "sets": used}
 
     def send_restless(self) -> None:
-        """One for a set that may have gone, or whose file is cut short."""
+        """Send a request for a set that may be gone, or whose file is cut short."""
         asked = {"extra_args": {"saif": self.rng.choice(self.restless)}, "n": 1}
         try:
             self.send({**self.requests.draw(self.directory.now), **asked})
@@ -192,7 +193,7 @@ class Soak:
                 self.sampled[number] |= {"tokens": tokens, "finished": finished}
 
     def run(self, n_requests: int, seconds: float) -> None:
-        """Until as many requests have come and so much time has gone."""
+        """Run until ``n_requests`` were sent and ``seconds`` are over."""
         end, next_sample = time.monotonic() + seconds, 0
         while self.count["sent"] < n_requests or time.monotonic() < end:
             while len(self.stream) < IN_FLIGHT:
@@ -223,7 +224,7 @@ class Soak:
             self.step()
 
     def fill_all_slots(self) -> list[str]:
-        """Requests for as many new sets as there are slots, at once: none may wait."""
+        """Send requests for as many new sets as there are slots, at once: none may wait."""
         chosen: dict[str, str] = {}
         while len(chosen) < MAX_SETS:
             self.directory.change()
@@ -239,7 +240,7 @@ class Soak:
         return []
 
     def leaks(self) -> list[str]:
-        """What is still held although no request is there."""
+        """Return what is still held although there is no request."""
         # The worker hears that requests have ended with the next batch.
         self.send({"prompt": [1, 2, 3], "max_tokens": 2, "extra_args": None})
         self.drain()
@@ -253,7 +254,7 @@ class Soak:
         ]
         if core["sets loaded"] != core["sets placed"] or core["sets loaded"] > MAX_SETS:
             held.append(f"engine core: {core}")
-        front_end = len(self.llm.llm_engine.input_processor.saif._by_name)
+        front_end = len(self.llm.llm_engine.input_processor.saif_catalog._by_name)
         for where, n_sets in (("engine core", core["sets remembered"]), ("front end", front_end)):
             if n_sets > 4 * MAX_SETS:
                 held.append(f"{where}: {n_sets} sets remembered")
@@ -262,7 +263,7 @@ class Soak:
         return held
 
     def compare(self) -> hf_reference.Comparison:
-        """The sampled requests, each alone by Hugging Face."""
+        """Compare the sampled requests with each alone by Hugging Face."""
         model, comparison = embedded_sets.load_model(), hf_reference.Comparison()
         for number, found in self.sampled.items():
             expected = hf_reference.generate(model, found["sets"], found["request"])

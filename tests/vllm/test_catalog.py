@@ -14,7 +14,7 @@ from offered import catalog, vector
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import parse
+from saif_vllm.parsing import parse_extra_args
 
 
 def test_what_is_in_the_directory_can_be_asked_for(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_a_request_costs_one_stat_of_its_own_files(
     for i in range(200):
         vector(float(i)).save(tmp_path / f"a{i}.safetensors")
     offered, asked = catalog(tmp_path), {"saif": "a7 + a8*0.5"}
-    parse(asked, offered)
+    parse_extra_args(asked, offered)
     looked: list[str] = []
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path: looked.append(Path(path).name) or stat(path))
     monkeypatch.setattr(os, "scandir", None)
     del reads[:]
-    assert parse(asked, offered)
+    assert parse_extra_args(asked, offered)
     assert looked == ["a7.safetensors", "a8.safetensors"] and not reads
 
 
@@ -82,7 +82,7 @@ def test_memory_does_not_go_with_what_the_directory_holds(tmp_path: Path, reads:
         offered[file.stem]
         offered[file.stem]
         offered["a0"]
-        offered.received(offered[file.stem].found)
+        offered.read_received(offered[file.stem].found)
     assert len(offered._by_name) == len(offered._by_content) == 8
     assert len(reads) == 20  # what is asked for again and again is not forgotten
 
@@ -112,7 +112,7 @@ def test_a_directory_that_cannot_be_read_is_a_refusal(
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
     monkeypatch.setattr(os, "stat", stale)
-    for ask in (lambda: offered["a"], lambda: parse({"saif": "a"}, offered)):
+    for ask in (lambda: offered["a"], lambda: parse_extra_args({"saif": "a"}, offered)):
         with pytest.raises(ValueError) as refused:
             ask()
         assert str(refused.value) == "set 'a': Stale file handle"
@@ -127,7 +127,7 @@ def test_a_request_has_the_sets_that_were_found_for_it_first(
     offered, other, asked = catalog(tmp_path), catalog(tmp_path), {"saif": "a"}
 
     def value(of: SetCatalog = offered) -> float:
-        found = parse(asked, of)
+        found = parse_extra_args(asked, of)
         assert found is not None
         return float(found.sets[0][0].compiled[2].vector[0])
 
@@ -148,7 +148,7 @@ def test_ten_thousand_sets_are_soon_checked(tmp_path: Path, reads: list[str]) ->
     for i in range(10_000):
         (tmp_path / f"user-{i:05d}.safetensors").write_bytes(content)
     began = time.process_time()
-    catalog(tmp_path).check()
+    catalog(tmp_path).check_sets()
     assert time.process_time() - began < 5  # by their squares it would be a quarter of an hour
     assert len(reads) == 32  # those that are loaded at start, whole
 
@@ -157,16 +157,16 @@ def test_at_start_a_set_that_does_not_fit_is_named_however_many_there_are(tmp_pa
     for i in range(6):
         vector(float(i + 1)).save(tmp_path / f"a{i}.safetensors")
     offered = catalog(tmp_path, max_sets=2)
-    offered.check()
+    offered.check_sets()
     (tmp_path / "b (1).safetensors").touch()  # no set
     (tmp_path / "c.safetensors").symlink_to("nothing")
-    offered.check()
+    offered.check_sets()
     file = vector(1.0, d_model=32).save(tmp_path / "a5.safetensors")
     with pytest.raises(ValueError, match="set 'a5': latent set was made for hidden size 32"):
-        offered.check()
+        offered.check_sets()
     file.write_bytes(vector(1.0).save(file).read_bytes()[:-4])
     with pytest.raises(ValueError, match="set 'a5': not a complete safetensors file"):
-        offered.check()
+        offered.check_sets()
 
 
 @pytest.mark.parametrize(

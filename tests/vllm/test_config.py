@@ -20,7 +20,7 @@ import saif_vllm
 from saif_fast import limits
 from saif_vllm import plugin, seams
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.config import SteeringConfig
+from saif_vllm.config import DISABLE_VARIABLE, SteeringConfig, disabled
 
 GOOD: dict[str, Any] = asdict(config(max_dose=0.5, version=version("saif-fast")))
 
@@ -67,7 +67,7 @@ def test_each_engines_arguments_name_their_own_directory(
     for i, folder in enumerate(folders):
         # As vLLM sends its configuration to the processes that it starts.
         sent = pickle.loads(pickle.dumps(made[i]["additional_config"]))
-        found = SteeringConfig.of(SimpleNamespace(additional_config=sent))
+        found = SteeringConfig.from_vllm_config(SimpleNamespace(additional_config=sent))
         assert found is not None and found.set_dir == str(folder)
     assert made[0] != made[1]
 
@@ -79,34 +79,36 @@ def test_a_relative_directory_is_that_of_the_call(
     monkeypatch.chdir(tmp_path)
     options = saif_vllm.engine_args("sets", layers=[1])
     monkeypatch.chdir("/")
-    found = SteeringConfig.of(SimpleNamespace(**options))
+    found = SteeringConfig.from_vllm_config(SimpleNamespace(**options))
     assert found is not None and found.set_dir == str(tmp_path / "sets")
 
 
 def test_a_directory_that_is_gone_at_the_start_is_named(tmp_path: Path) -> None:
     options = saif_vllm.engine_args(tmp_path, layers=[1])
     tmp_path.rmdir()
-    config = SteeringConfig.of(SimpleNamespace(**options))
+    config = SteeringConfig.from_vllm_config(SimpleNamespace(**options))
     assert config is not None
     with pytest.raises(ValueError, match=f"set directory: expected a directory, got {tmp_path}"):
-        SetCatalog.of(SimpleNamespace(**options), config)
+        SetCatalog.from_vllm_config(SimpleNamespace(**options), config)
 
 
 def test_arguments_that_went_through_json_are_refused(tmp_path: Path) -> None:
     options = saif_vllm.engine_args(tmp_path, layers=[1])
     sent = json.loads(json.dumps(options["additional_config"]))
     with pytest.raises(ValueError, match="set_dir: expected an absolute path, got '"):
-        SteeringConfig.of(SimpleNamespace(additional_config=sent))
+        SteeringConfig.from_vllm_config(SimpleNamespace(additional_config=sent))
 
 
 def test_it_comes_back_out_of_vllms_configuration() -> None:
     sent = json.loads(json.dumps(asdict(SteeringConfig(**GOOD))))  # as a command line carries it
-    assert SteeringConfig.of(vllm_config(sent)) == SteeringConfig(**GOOD)
+    assert SteeringConfig.from_vllm_config(vllm_config(sent)) == SteeringConfig(**GOOD)
 
 
-@pytest.mark.parametrize("additional", [{}, None, {"other": 1}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "additional", [{}, None, {"other": 1}, object()], ids=["empty", "none", "others", "object"]
+)
 def test_no_steering_asked_for(additional: object) -> None:
-    assert SteeringConfig.of(SimpleNamespace(additional_config=additional)) is None
+    assert SteeringConfig.from_vllm_config(SimpleNamespace(additional_config=additional)) is None
 
 
 @pytest.mark.parametrize(
@@ -114,12 +116,12 @@ def test_no_steering_asked_for(additional: object) -> None:
 )
 def test_what_engine_args_did_not_make_is_refused(saif: object) -> None:
     with pytest.raises(ValueError, match=r"as made by saif_vllm\.engine_args"):
-        SteeringConfig.of(vllm_config(saif))
+        SteeringConfig.from_vllm_config(vllm_config(saif))
 
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="expected version"):
-        SteeringConfig.of(vllm_config({**GOOD, "version": "0.0.0"}))
+        SteeringConfig.from_vllm_config(vllm_config({**GOOD, "version": "0.0.0"}))
 
 
 def test_a_missing_or_empty_set_directory_is_named(tmp_path: Any) -> None:
@@ -149,7 +151,7 @@ def test_where_steering_cannot_be_a_plain_engine_starts(
     def arm() -> None:
         raise error("no")
 
-    monkeypatch.setattr(seams, "arm", arm)
+    monkeypatch.setattr(plugin, "arm", arm)
     with caplog.at_level(logging.WARNING):
         plugin.register()
     assert "steering is not available here" in caplog.text
@@ -192,3 +194,20 @@ def test_an_engine_has_the_limits_of_the_other_runtimes() -> None:
     defaults = inspect.signature(saif_vllm.engine_args).parameters
     assert defaults["max_dose"].default == limits.MAX_DOSE
     assert defaults["max_strength"].default == limits.MAX_STRENGTH
+
+
+@pytest.mark.parametrize(
+    ("value", "means"), [("1", True), ("yes", True), ("0", False), ("", False)]
+)
+def test_what_disables(value: str, means: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, value)
+    assert disabled() == means
+
+
+def test_a_disabled_plugin_makes_no_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "1")
+    sentence = "SAIF_DISABLE: expected unset or 0 in an engine that steers, got '1'"
+    with pytest.raises(RuntimeError, match=f"^{sentence}$"):
+        saif_vllm.engine_args(tmp_path, layers=[1])

@@ -11,9 +11,9 @@ from stand_in_core import Core, save
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_vllm import seams
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.request import carried
+from saif_vllm.frontend import patches
+from saif_vllm.request import get_steered
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def core(tmp_path: Path) -> Core:
 
 
 class FrontEnd:
-    """What a front end makes of requests, with the plugin's seam; another process than the core."""
+    """A front end with the plugin's patch, in another process than the core."""
 
     def __init__(self, folder: Path, **capacity: int) -> None:
-        self.saif: SetCatalog = catalog(folder, **capacity)
+        self.saif_catalog: SetCatalog = catalog(folder, **capacity)
 
     def request(self, text: str, request_id: str = "7-abc", **fields: Any) -> Any:
-        """As the core gets it."""
+        """Make a request as the core gets it."""
         vllm = pytest.importorskip("vllm")
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -38,7 +38,7 @@ class FrontEnd:
         def original(self: Any, request_id: str, prompt: object, params: Any, **kwargs: Any) -> Any:
             return core_request(None, request_id, sampling_params=params.clone())
 
-        made = seams._process_inputs(original, self, request_id, "", given, **fields)
+        made = patches._process_inputs(original, self, request_id, "", given, **fields)
         assert given.extra_args == {"saif": text, "other": 1}  # the caller's own
         sent = MsgpackEncoder().encode(made.sampling_params)
         params = MsgpackDecoder(vllm.SamplingParams).decode(sent)
@@ -65,12 +65,12 @@ def test_a_request_has_what_the_front_end_found_whatever_became_of_the_file(
     assert admitted is not None
     core.add(admitted)
     assert core.values(admitted) == [1, 2]
-    assert carried(request.sampling_params) is not None
+    assert get_steered(request.sampling_params) is not None
     # Nothing of the contents goes further.
     assert set(request.sampling_params.extra_args) == {"saif", "other"} and len(admitted.keys) == 1
     assert not any(offered.found.data for offered in admitted.sets.values())
     core.end(admitted)
-    assert core.admission.loaded == ["b"]
+    assert core.residency.loaded == ["b"]
 
 
 def test_a_content_is_read_once_for_all_requests(
@@ -108,7 +108,7 @@ def test_a_content_that_is_not_what_it_says_is_refused(core: Core) -> None:
 
 def test_all_pieces_of_a_session_have_what_its_front_end_found_first(core: Core) -> None:
     front_end = FrontEnd(core.folder)
-    with front_end.saif.one_request():
+    with front_end.saif_catalog.one_request():
         pieces = []
         for value in (1, 8, 9):
             save(core.folder, a=value)

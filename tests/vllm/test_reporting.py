@@ -10,9 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from saif_vllm.identification import residuals
-from saif_vllm.proof import Dose, RequestReport, Totals
-from saif_vllm.reporting import report, report_async, totals
+from saif_vllm.reporting import Dose, RequestReport, Totals, read_totals, report, report_async
 
 BOTH = Totals(8, 8, 0, 0, {1: 0.5, 2: 1.0})
 
@@ -35,13 +33,11 @@ def test_totals_are_those_of_all_hooked_layers(ranks: Sequence[Totals], expected
     async def collective_rpc(method: str) -> list[Any]:
         return [msgspec.to_builtins(found) for found in ranks]
 
-    assert asyncio.run(totals(SimpleNamespace(collective_rpc=collective_rpc))) == expected
+    assert asyncio.run(read_totals(SimpleNamespace(collective_rpc=collective_rpc))) == expected
 
 
-def one(admission: int, layer: int, steered: int) -> RequestReport:
-    return RequestReport(
-        "r", admission, "a*1", ("hash",), 4, steered, 0, 0, {layer: Dose(0.5, 1.0)}
-    )
+def one(serial: int, layer: int, steered: int) -> RequestReport:
+    return RequestReport("r", serial, "a*1", ("hash",), 4, steered, 0, 0, {layer: Dose(0.5, 1.0)})
 
 
 def test_a_request_is_steered_where_all_ranks_steered_it() -> None:
@@ -50,12 +46,12 @@ def test_a_request_is_steered_where_all_ranks_steered_it() -> None:
         collective_rpc=lambda method: [[msgspec.to_builtins(x) for x in found] for found in ranks]
     )
     first, second = report(llm)
-    assert (first.admission, first.steered, set(first.dose)) == (0, 4, {0, 5})
-    assert (second.admission, second.steered, second.planned) == (1, 3, 4)
+    assert (first.serial, first.steered, set(first.dose)) == (0, 4, {0, 5})
+    assert (second.serial, second.steered, second.planned) == (1, 3, 4)
 
 
 class Async:
-    """What is looked at of an ``AsyncLLM``."""
+    """The part of an ``AsyncLLM`` that is looked at."""
 
     async def collective_rpc(self, method: str) -> list[Any]:
         assert method == "saif_report"
@@ -73,5 +69,3 @@ def test_an_engine_of_the_other_kind_is_told_what_to_call() -> None:
     llm = SimpleNamespace(collective_rpc=lambda method: [])
     with pytest.raises(ValueError, match=r"expected an AsyncLLM, got SimpleNamespace; use: .*rep"):
         asyncio.run(report_async(llm))
-    with pytest.raises(ValueError, match=r"expected a vllm.LLM, got Async; identification"):
-        residuals(Async())

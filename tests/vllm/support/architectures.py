@@ -11,7 +11,7 @@ from engine_job import Job
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from saif_fast.edits import Edit
-from saif_fast.hf import residuals
+from saif_fast.hf import run_decoder
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
 from saif_fast.sae import SparseAutoencoder
@@ -71,7 +71,7 @@ TRANSFORMERS_BACKEND = ("gpt_neox", "phi")
 
 
 def build(model_type: str) -> Any:
-    """A random model that generates as many tokens as it is asked to."""
+    """Make a random model that generates as many tokens as it is asked to."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **{**SHAPE, **ARCHITECTURES[model_type]})
     # Eager attention leaves out no soft cap.
@@ -85,7 +85,7 @@ def build(model_type: str) -> Any:
 
 
 def build_sets(model: Any) -> dict[str, LatentSet]:
-    """Sets whose edits are as large as the residual stream, at a middle and at the last layer."""
+    """Make sets whose edits are as large as the stream, at a middle and at the last layer."""
     sae = {layer: _random_sae(layer) for layer in (MIDDLE, LAST)}
     norm = _norms(model)
 
@@ -109,7 +109,7 @@ def build_sets(model: Any) -> dict[str, LatentSet]:
 
 
 def save(model_type: str, folder: Path) -> tuple[Any, dict[str, LatentSet], Job]:
-    """A model and its sets, written to ``folder``, and the engine's job, without batches."""
+    """Write a model and its sets to ``folder``; return the engine's job, without batches."""
     model = build(model_type)
     model.save_pretrained(folder / "model")
     sets = build_sets(model)
@@ -128,7 +128,7 @@ def save(model_type: str, folder: Path) -> tuple[Any, dict[str, LatentSet], Job]
 
 
 def requests() -> dict[str, dict[str, Any]]:
-    """A mixed batch: constant and live edits, two layers in one request, a window, unsteered ones.
+    """Make a mixed batch: constant and live edits, two layers in one request, a window, no sets.
 
     Prompts longer and shorter than the sliding windows.
     """
@@ -153,10 +153,10 @@ def requests() -> dict[str, dict[str, Any]]:
 
 
 def _norms(model: Any) -> dict[int, float]:
-    """Mean norm of the residual stream after each steered layer, over the requests' prompts."""
+    """Measure the stream's mean norm after each steered layer, over the requests' prompts."""
     prompts = [asked["prompt"] for asked in requests().values()]
     found: dict[int, list[torch.Tensor]] = {MIDDLE: [], LAST: []}
-    for _, _, real, hidden in residuals(model, prompts, [MIDDLE, LAST], max_tokens=512):
+    for _, _, real, hidden in run_decoder(model, prompts, [MIDDLE, LAST], max_tokens=512):
         for layer, norms in found.items():
             norms.append(hidden[layer][real].norm(dim=-1))
     return {layer: float(torch.cat(norms).mean()) for layer, norms in found.items()}

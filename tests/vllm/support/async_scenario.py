@@ -22,7 +22,7 @@ import scenario
 async def serve(
     engine: Any, set_dir: str, request: dict[str, Any], request_id: str, begun: asyncio.Event
 ) -> dict[str, Any]:
-    """Tokens, and why they ended; or the error. ``begun`` is set when there is a token."""
+    """Return tokens, and why they ended; or the error. Sets ``begun`` at the first token."""
     from vllm.sampling_params import RequestOutputKind
 
     pieces = request.get("pieces", [request])

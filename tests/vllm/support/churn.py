@@ -1,4 +1,4 @@
-"""What happens to set directories in the field: stray files, and sets that come and go quickly."""
+"""Set directories as in the field: with stray files, and sets that come and go quickly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AT_A_TIME = 6  # requests
 
 
 def put_strays(folder: Path, some_set: bytes) -> None:
-    """Put what is no set into a set directory, most of it as other programs leave it behind."""
+    """Put files that are no sets into a set directory, as other programs leave them behind."""
     files = {
         "._french": b"\0\5\26\7",
         "french (1)": some_set,
@@ -60,7 +60,7 @@ class Churn:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Changes happen inside; at the end nothing is left of the names."""
+        """Change sets while the code inside runs; remove their files at the end."""
         stop = threading.Event()
 
         def run() -> None:
@@ -78,7 +78,7 @@ class Churn:
                 (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
 
     def change(self) -> None:
-        """One of the names comes to mean something else, or nothing."""
+        """Replace or remove the set of one of the names."""
         file = self._folder / f"{self._rng.choice(self.names)}.safetensors"
         if self._rng.random() < 0.1:
             file.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from saif_fast.embedded import model_path, sae_path
 from saif_fast.hf import chat_texts, encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent, Provenance
-from saif_fast.sae import SparseAutoencoder
+from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
 from saif_fast.tasks import get_task
 
@@ -40,17 +40,17 @@ def load_model() -> Any:
 
 
 def prompts(n: int = 6) -> list[list[int]]:
-    """Token ids of user turns, as both runtimes get them."""
+    """Return token ids of user turns, as both runtimes get them."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     contents = get_task("french").contents("report")[:n]
     return encode_texts(tokenizer, chat_texts(tokenizer, contents))
 
 
 def build_sets(model: Any) -> dict[str, LatentSet]:
-    """``<edit>_<where>`` for every edit and both layers, a dense vector each, and one at both."""
+    """Make ``<edit>_<where>`` for every edit and both layers, a dense vector each, one at both."""
     sets: dict[str, LatentSet] = {}
     for where, layer in LAYERS.items():
-        sae = SparseAutoencoder.from_saelens(sae_path(where))
+        sae = load_sae(sae_path(where))
         x = _generated_stream(model, layer)
         # Latents that are active while the model answers: ablating others would change nothing.
         active = sae.encode(x).sum(0).topk(6).indices.tolist()
@@ -67,7 +67,7 @@ def build_sets(model: Any) -> dict[str, LatentSet]:
 
 
 def _generated_stream(model: Any, layer: int) -> torch.Tensor:
-    """Residual stream [tokens, d_model] after ``layer`` over what the model generates unsteered."""
+    """Return the stream [tokens, d_model] after ``layer`` of what the model generates unsteered."""
     seen: list[torch.Tensor] = []
 
     def hook(module: Any, args: Any, output: Any) -> None:
@@ -91,7 +91,7 @@ def save_sets(sets: dict[str, LatentSet], folder: Path) -> Path:
 
 
 def cases() -> dict[str, dict[str, Any] | None]:
-    """Named ``extra_args``: each set alone, combinations, windows; unsteered ones among them."""
+    """Return named ``extra_args``: each set alone, combinations, windows; some unsteered."""
     asked: dict[str, dict[str, Any] | None] = {"unsteered_first": None}
     for where in LAYERS:
         asked |= {f"{edit}_{where}": {"saif": f"{edit}_{where}"} for edit in (*EDITS, "vector")}
@@ -117,7 +117,7 @@ def cases() -> dict[str, dict[str, Any] | None]:
 
 
 def requests() -> dict[str, dict[str, Any]]:
-    """One request a case, over a few prompts in turn."""
+    """Make one request per case, over a few prompts in turn."""
     given = prompts()
     asked = {
         name: {

@@ -137,7 +137,7 @@ def run_in_turn(jobs: Sequence[Job], timeout: float = 400) -> list[Served]:
 
 
 def environment(mode: str, site: Sequence[str] = (), one_process: bool = True) -> dict[str, str]:
-    """Of a subprocess with an engine of this mode; see :class:`Job`."""
+    """Return the environment of a subprocess with an engine of this mode; see :class:`Job`."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(SUPPORT / "site"), env.get("PYTHONPATH")])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from saif_vllm.catalog import SetCatalog
-from saif_vllm.http import SteeringGuard
+from saif_vllm.frontend.http import SteeringGuard
 
 STREAM = [
     {"type": "http.response.start", "status": 200, "headers": []},
@@ -21,7 +21,7 @@ class Client:
     """One request to a guarded application that reads all messages, and streams its answer."""
 
     def __init__(self, offered: SetCatalog | None) -> None:
-        front_end = SimpleNamespace(saif=offered)
+        front_end = SimpleNamespace(saif_catalog=offered)
         engine = SimpleNamespace(input_processor=front_end)
         self.state = SimpleNamespace(engine_client=engine)
         self.seen: list[Any] = []
@@ -36,7 +36,7 @@ class Client:
             await send(message)
 
     def post(self, route: str, *messages: Any, **scope: Any) -> Client:
-        """Messages are chunks of a body, or messages as a server hands them over."""
+        """Send chunks of a body, or messages as a server hands them over."""
         chunks = [
             {"type": "http.request", "body": m, "more_body": True} if isinstance(m, bytes) else m
             for m in messages

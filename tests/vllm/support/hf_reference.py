@@ -1,8 +1,7 @@
-"""What Hugging Face generates, and how two runs may differ."""
+"""Reference runs by Hugging Face, and how two runs may differ."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ def generate(
     request: Mapping[str, Any],
     allowed: Sequence[int] | None = None,
 ) -> dict[str, list[Any]]:
-    """One request alone, greedy: tokens, the logprob of each, and its gap to the second best.
+    """Generate one request alone, greedily: tokens, their logprobs, gaps to the second best.
 
     Args:
         allowed: the tokens that may be generated, which logprobs are over; None: all.
@@ -50,7 +49,7 @@ def generate(
 def prompt_logprobs(
     model: Any, sets: Mapping[str, LatentSet], request: Mapping[str, Any]
 ) -> list[float]:
-    """The logprob of each token of the prompt but the first, given those before it."""
+    """Return the logprob of each prompt token but the first, given those before it."""
     ids = torch.tensor([request["prompt"]])
     with steer(model, sets, request["extra_args"]), torch.no_grad():
         logprobs = model(ids).logits[0, :-1].log_softmax(-1)
@@ -69,13 +68,13 @@ class Comparison:
     first differing token cannot be compared.
 
     Attributes:
-        checked: what all comparisons of this session came to, by test; see conftest.py.
+        checked: the comparisons of this test; see conftest.py.
         compared: runs.
         excused: their names.
         wrong: a sentence each.
     """
 
-    checked: ClassVar[list[tuple[str, Comparison]]] = []
+    checked: ClassVar[list[Comparison]] = []
     compared: int = 0
     excused: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -92,8 +91,7 @@ class Comparison:
             self.wrong.append(f"{name}: expected {want}, got {have}")
 
     def check(self, most_excused: int = 1) -> None:
-        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
-        self.checked.append((test, self))
+        self.checked.append(self)
         assert not self.wrong, "\n".join(self.wrong)
         assert len(self.excused) <= most_excused, f"excused: {self.excused}"
         assert self.compared > 0

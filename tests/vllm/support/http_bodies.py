@@ -30,7 +30,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def body(fields: str) -> bytes:
-    """Of a chat; ``fields`` are JSON, which may say what a dictionary cannot."""
+    """Make the body of a chat; ``fields`` are JSON, which may say what a dictionary cannot."""
     return b'{"model": "embedded", "messages": [%s], "max_tokens": 1, %s}' % (
         b'{"role": "user", "content": "hello"}',
         fields.encode(),

@@ -40,7 +40,7 @@ NOT_GENERATING = {
 
 
 def free_port() -> int:
-    """A port that nothing listens on; another process may still take it first."""
+    """Find a port that nothing listens on; another process may still take it first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -78,7 +78,7 @@ def server(
 
 
 def refused(arguments: Sequence[str | Path], timeout: float = 400) -> tuple[int, str]:
-    """Exit code and output of a server that should not start."""
+    """Return exit code and output of a server that should not start."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         env=environment(),
@@ -92,7 +92,7 @@ def refused(arguments: Sequence[str | Path], timeout: float = 400) -> tuple[int,
 
 
 def metric(address: str, name: str, **labels: str) -> float:
-    """The sum of the samples of a metric that have these labels."""
+    """Sum the samples of a metric that have these labels."""
     text = httpx.get(f"{address}/metrics").text
     samples = [x for family in text_string_to_metric_families(text) for x in family.samples]
     return sum(x.value for x in samples if x.name == name and labels.items() <= x.labels.items())

@@ -1,4 +1,4 @@
-"""Whether processes grow as requests go by."""
+"""Measurement of whether processes grow as requests go by."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Memory:
         return f"{self.served[-1]} requests; MiB: {sizes}"
 
     def report(self, judged: bool) -> tuple[dict[str, str], list[str]]:
-        """Rows of the report, and what is wrong."""
+        """Return rows of the report, and what is wrong."""
         rows, wrong = {}, []
         for name, sizes in self.by_process.items():
             if len(sizes) < len(self.served):

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from saif_fast.banks import HookedModel
 from saif_fast.latent_set import LatentSet
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tables import HookedModel
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.config import SteeringConfig
 
@@ -43,7 +43,7 @@ def vector(value: float, layer: int = 2, d_model: int = 64) -> LatentSet:
 
 
 def core_request(extra_args: object, request_id: str = "0-abc", **fields: Any) -> Any:
-    """What the core takes of an ``EngineCoreRequest``."""
+    """Make what the core reads of an ``EngineCoreRequest``."""
     known = {
         "sampling_params": SimpleNamespace(extra_args=extra_args),
         "external_req_id": request_id.partition("-")[0],

@@ -1,4 +1,4 @@
-"""What ``saif_vllm.report`` should say of requests, counted from their windows alone."""
+"""Expected reports of requests, counted from their windows alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine_job import Served
 
 
 def planned(request: Mapping[str, Any], cached: int = 0) -> int:
-    """Positions of a request that are computed and inside of its window.
+    """Count a request's positions that are computed and inside its window.
 
     Args:
         cached: tokens whose KV was there already: they are not computed.
@@ -30,7 +30,7 @@ def planned(request: Mapping[str, Any], cached: int = 0) -> int:
 def check_reports(
     served: Served, requests: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], drafts: int = 0
 ) -> None:
-    """Each steered request was steered wherever it should have been, and reported once.
+    """Check that each steered request is reported once, and was steered wherever it should be.
 
     Args:
         requests: all that were served, in order, each with what came out.

@@ -74,7 +74,7 @@ def serve(llm: Any, batch: list[dict[str, Any]]) -> Any:
 
 
 def sampling_params(request: dict[str, Any]) -> Any:
-    """A request's ``max_tokens``, ``extra_args``, and whatever else of vLLM's in ``params``.
+    """Make vLLM's ``SamplingParams`` of a request, whose ``params`` may hold any of its fields.
 
     With ``numpy``, the values of ``extra_args`` are numpy's.
     """
@@ -96,7 +96,7 @@ def sampling_params(request: dict[str, Any]) -> Any:
 
 
 def lora_request(path: str | None) -> Any:
-    """Of the adapter in a directory; None: none."""
+    """Make a request for the adapter in a directory; None: no adapter."""
     from vllm.lora.request import LoRARequest
 
     return None if path is None else LoRARequest(path, 1, path)
@@ -118,7 +118,7 @@ def top_two_gap(logprobs: dict[int, Any]) -> float:
 
 
 def counters(llm: Any) -> dict[str, int]:
-    """What vLLM counted, as ``num_preemptions``; nothing unless its statistics are on."""
+    """Return vLLM's own counters, such as ``num_preemptions``; none if its statistics are off."""
     from vllm.v1.metrics.reader import Counter
 
     metrics = llm.get_metrics() if llm.llm_engine.log_stats else []

@@ -1,4 +1,4 @@
-"""An engine core of which only admission is real, and sets for it."""
+"""An engine core of which only admission and residency are real, and sets for it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,33 @@ from offered import catalog, core_request
 
 from saif_fast.edits import Edit
 from saif_fast.latent_set import Latent, LatentSet, Site, SiteTensors
-from saif_vllm.admission import Admission, Admitted
-from saif_vllm.request import carried
+from saif_vllm.catalog import SetCatalog
+from saif_vllm.core.admission import Admission, Admitted
+from saif_vllm.core.residency import Residency
+from saif_vllm.request import get_steered
 
 
 def taken_in(admitted: Admitted | None, resumable: bool = False) -> Any:
-    """What admission takes of a vLLM ``Request``."""
+    """Make what admission reads of a vLLM ``Request``."""
     params = SimpleNamespace(extra_args=None)
-    return SimpleNamespace(saif=admitted, sampling_params=params, resumable=resumable)
+    return SimpleNamespace(saif_admitted=admitted, sampling_params=params, resumable=resumable)
+
+
+def admission(offered: SetCatalog) -> Admission:
+    """Make an admission whose workers accept any set."""
+    return Admission(offered, Residency(offered, lambda placement, compiled: None), lambda: None)
 
 
 class Core:
-    """An engine core of which only admission is real."""
+    """An engine core of which only admission and residency are real."""
 
     def __init__(self, folder: Path, **capacity: int) -> None:
         self.folder = folder
         self.slots: dict[int, float] = {}  # what the workers hold: the vector's value, by slot
         self.rows: dict[int, set[int]] = {}  # and its place in the pool of live latents
-        self.admission = Admission(catalog(folder, **capacity), self._write, lambda: None)
+        self.catalog = catalog(folder, **capacity)
+        self.residency = Residency(self.catalog, self._write)
+        self.admission = Admission(self.catalog, self.residency, lambda: None)
         self.running: list[Admitted] = []
         self.resubmitted: list[Admitted] = []
         self._ids = 0
@@ -51,7 +60,7 @@ class Core:
         return admitted
 
     def piece(self, text: str, **fields: Any) -> Admitted:
-        """One more of the one streaming input there is."""
+        """Admit one more piece of the only streaming input."""
         request = core_request({"saif": text}, "0-s", **fields)
         admitted = self.admission.admit(request)
         assert admitted is not None
@@ -62,14 +71,14 @@ class Core:
     def add(self, admitted: Admitted) -> None:
         request = taken_in(admitted)
 
-        def proceed() -> None:
-            assert carried(request.sampling_params) is admitted.steered
+        def start() -> None:
+            assert get_steered(request.sampling_params) is admitted.steered
             self.running.append(admitted)
 
-        self.admission.add(request, proceed, lambda: self.resubmitted.append(admitted))
+        self.admission.add(request, start, lambda: self.resubmitted.append(admitted))
 
     def drain(self) -> None:
-        """What the core does before its next step."""
+        """Bring back resubmitted requests, as the core does before its next step."""
         while self.resubmitted:
             self.add(self.resubmitted.pop(0))
 
@@ -78,12 +87,12 @@ class Core:
         admitted.release()
 
     def values(self, admitted: Admitted) -> list[float]:
-        """What the workers would add for a request."""
+        """Return what the workers would add for a request."""
         return [self.slots[use.slot] for use in admitted.steered.sets]
 
 
 def save(folder: Path, n_live: int = 0, **values: float) -> None:
-    """Sets of a vector of one value each, with so many live latents."""
+    """Save sets of a vector of one value each, with ``n_live`` live latents."""
     latents = [Latent(index=i, edit=Edit("clamp", 1.0)) for i in range(n_live)]
     rows, column = torch.ones(n_live, 64), torch.ones(n_live)
     for name, value in values.items():

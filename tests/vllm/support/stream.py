@@ -30,7 +30,7 @@ class Stream:
 
     @property
     def keys(self) -> list[Any]:
-        """Of the requests in flight."""
+        """Keys of the requests in flight."""
         return list(self._key.values())
 
     def add(self, key: Any, request: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -70,7 +70,7 @@ class Stream:
         return bool(found)
 
     def step(self) -> dict[Any, tuple[list[list[int]], bool]]:
-        """One step of the engine: tokens so far of each output, and whether that is all, by key."""
+        """Run one step; return each output's tokens so far, and whether that is all, by key."""
         got = {}
         for output in self._engine.step():
             tokens = self._tokens[output.request_id]
@@ -88,7 +88,7 @@ class Stream:
 
 
 class SchedulerProbe:
-    """What the scheduler of an engine core in this process does to requests.
+    """A watch on what the scheduler of an engine core in this process does to requests.
 
     Attributes:
         fresh: ranges of positions by the engine's request id, each computed for the first time and
@@ -142,7 +142,8 @@ def serve_events(llm: Any, events: Sequence[Mapping[str, Any]], change_sets: Any
                 own_ids.append(own)
         for key, (tokens, finished) in stream.step().items() if len(stream) else ():
             requests[key] |= {"tokens": tokens, "finished": finished}
-        most_waiting = max(most_waiting, getattr(getattr(core, "saif", None), "waiting", 0))
+        admission = getattr(core, "saif_admission", None)
+        most_waiting = max(most_waiting, getattr(admission, "waiting", 0))
         step += 1
         assert step < 50 * len(events), "the engine does not come to an end"
     for request, own in zip(requests, own_ids, strict=True):

@@ -17,7 +17,7 @@ import scenario
 
 
 async def run(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each engine, in the order of the directories: its answers and its report.
+    """Return each engine's answers and report, in the order of the directories.
 
     Engines start in the job's ``order``, the last as an ``AsyncLLM`` if they are of several
     processes. All are asked when all have started, and the first of them once more at the end.

@@ -39,7 +39,7 @@ class RandomRequests:
     max_sets: int = 3
 
     def draw(self, sets: Mapping[str, LatentSet]) -> dict[str, Any]:
-        """A request for some of ``sets``, which there are now."""
+        """Draw a request for some of ``sets``, those there are now."""
         rng = self.rng
         prompt, max_tokens = self._prompt(), rng.randint(1, self.max_tokens)
         return {
@@ -90,13 +90,13 @@ class RandomRequests:
 
 
 def set_names(request: Mapping[str, Any]) -> list[str]:
-    """Names in what :class:`RandomRequests` drew."""
+    """Return the names of sets in a request of :class:`RandomRequests`."""
     asked = request["extra_args"]
     return [] if asked is None else [term.split("*")[0] for term in asked["saif"].split(" + ")]
 
 
 def is_steered(request: Mapping[str, Any], position: int) -> bool:
-    """Whether the request's window holds this position: its definition, once more."""
+    """Return whether the request's window holds this position: its definition, once more."""
     asked = request["extra_args"] or {}
     scope, generated = asked.get("saif_scope", "generated"), position - len(request["prompt"]) + 1
     if scope == "prompt":
@@ -109,7 +109,7 @@ def is_steered(request: Mapping[str, Any], position: int) -> bool:
 def random_events(
     seed: int, n_requests: int, text: Sequence[int], sets: Mapping[str, LatentSet]
 ) -> list[dict[str, Any]]:
-    """What happens at which step of an engine: requests, aborts, changes of the set directory.
+    """Draw what happens at which step: requests, aborts, changes of the set directory.
 
     A request carries ``contents``: which of ``sets`` each name in it stands for as it comes in.
     """

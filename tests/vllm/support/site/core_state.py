@@ -1,4 +1,4 @@
-"""Utilities of the engine core for tests: what steering holds there now, and its sets' loading."""
+"""Utilities of the engine core for tests: what steering holds now, and how sets were loaded."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _read, _loaded, _latents = array("d"), array("d"), array("i")
 @after_import("vllm.v1.engine.core")
 def add_utilities(module: Any) -> None:
     def saif_state(self: Any) -> dict[str, int]:
-        admission = self.saif
-        loaded = admission._loaded.values()
+        admission = self.saif_admission
+        residency = admission._residency
+        loaded = residency._loaded.values()
         return {
             "requests": len(self.scheduler.requests),
             "uses of sets": sum(len(known.users) for known in loaded),
-            "waiting for room": len(admission._line) + len(admission._returning),
+            "waiting for room": len(admission._queue) + len(admission._requeued),
             "streaming inputs": len(admission._sessions),
             "sets loaded": len(loaded),
-            "sets placed": len(admission._slots.placed),
+            "sets placed": len(residency._slots.placed),
             "sets remembered": len(admission._catalog._by_content),
         }
 
     def saif_loads(self: Any) -> dict[str, list[float]]:
-        """Since the last call."""
+        """Return the times since the last call."""
         found = {"read": list(_read), "loaded": list(_loaded), "latents": list(_latents)}
         for times in (_read, _loaded, _latents):
             del times[:]
@@ -39,9 +40,9 @@ def add_utilities(module: Any) -> None:
     module.EngineCore.saif_loads = saif_loads
 
 
-@after_import("saif_vllm.admission")
+@after_import("saif_vllm.core.residency")
 def time_loading(module: Any) -> None:
-    original = module.Admission._load
+    original = module.Residency._load
 
     def _load(self: Any, offered: Any) -> None:
         latent_set = offered.latent_set
@@ -52,12 +53,12 @@ def time_loading(module: Any) -> None:
             _loaded.append(1e3 * (time.perf_counter() - began))
             _latents.append(max(latent_set.n_live.values(), default=0))
 
-    module.Admission._load = _load
+    module.Residency._load = _load
 
 
 @after_import("saif_vllm.catalog")
 def time_reading(module: Any) -> None:
-    original = module.SetCatalog.received
+    original = module.SetCatalog.read_received
 
     def received(self: Any, found: Any) -> Any:
         known = found.content_hash in self._by_content
@@ -67,4 +68,4 @@ def time_reading(module: Any) -> None:
             _read.append(1e3 * (time.perf_counter() - began))
         return offered
 
-    module.SetCatalog.received = received
+    module.SetCatalog.read_received = received

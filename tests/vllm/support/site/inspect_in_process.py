@@ -1,6 +1,7 @@
-"""vLLM looks at a model's class in a process of its own, once a class, which imports vLLM again.
+"""A vLLM that looks at a model's class in its own process.
 
-It does so to keep CUDA out of this one. Tests of many classes on a CPU need not wait for that.
+By default it starts a process per class, which imports vLLM again, to keep CUDA out of this one.
+Tests of many classes on a CPU need not wait for that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine that ends where a GPU would compile a kernel of ours after its start.
+"""An engine that ends if a GPU would compile a kernel of ours after the engine's start.
 
 As vLLM's --jit-monitor-mode=error does, on a CPU.
 """
@@ -28,7 +28,7 @@ def _tell(key: Any) -> None:
         raise RuntimeError(f"compiled after the start: {key}")
 
 
-@after_import("saif_vllm.attach")
+@after_import("saif_vllm.worker.attach")
 def begin(module: Any) -> None:
     attach, stack = module.attach, ExitStack()
 
@@ -45,16 +45,16 @@ def begin(module: Any) -> None:
     module.attach = attach_model
 
 
-@after_import("saif_vllm.canary")
+@after_import("saif_vllm.worker.canary")
 def end(module: Any) -> None:
-    check = module.check
+    check = module.check_steering
 
     def check_and_serve(*args: Any) -> None:
         global _starts
         check(*args)
         _starts = False
 
-    module.check = check_and_serve
+    module.check_steering = check_and_serve
 
 
 @atexit.register

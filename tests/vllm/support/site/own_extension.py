@@ -1,6 +1,6 @@
 """A user's own worker extension beside steering."""
 
-from saif_vllm.worker import SaifWorkerExtension
+from saif_vllm.worker.extension import SaifWorkerExtension
 
 
 class OwnExtension(SaifWorkerExtension):

@@ -1,4 +1,4 @@
-"""What could go wrong in a plugin, done from outside: SAIF_TEST_SABOTAGE names one of these."""
+"""Faults of a plugin, done from outside: SAIF_TEST_SABOTAGE names one of these functions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def import_fails_in_the_engine() -> None:
 
 
 def hook_does_nothing() -> None:
-    @after_import("saif_vllm.op")
+    @after_import("saif_vllm.worker.op")
     def patch(module: Any) -> None:
-        module.steering_hook = lambda name, stream: lambda *_: None
+        module.steering_hook = lambda name, form: lambda *_: None
 
 
 def kernel_does_nothing() -> None:
@@ -34,33 +34,33 @@ def kernel_does_nothing() -> None:
 
 
 def last_layer_does_nothing() -> None:
-    @after_import("saif_vllm.steering")
+    @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
-        original = module.LayerSteering.steer
+        original = module.HookedLayer.steer
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
-            if self.index < len(self.step.proof.tally.dose) - 1:
+            if self.index < len(self.batch.proof.tally.dose) - 1:
                 original(self, hidden, residual)
             else:
                 self.dose[: len(hidden)] = 0  # and says that it did
 
-        module.LayerSteering.steer = steer
+        module.HookedLayer.steer = steer
 
 
 def hook_goes_quiet() -> None:
     last = int(os.environ["SAIF_TEST_LAST_CALL"])  # of a hook, in which it steers
 
-    @after_import("saif_vllm.steering")
+    @after_import("saif_vllm.worker.layers")
     def patch(module: Any) -> None:
-        original, steered = module.LayerSteering.steer, []
+        original, steered = module.HookedLayer.steer, []
 
         def steer(self: Any, hidden: Any, residual: Any) -> None:
             # Not the canary's runs.
-            steered.append(not self.step._rehearses and self.step._filled > 0)
+            steered.append(not self.batch._rehearses and self.batch._n_filled > 0)
             if sum(steered) <= last:
                 original(self, hidden, residual)
 
-        module.LayerSteering.steer = steer
+        module.HookedLayer.steer = steer
 
 
 def model_loads_past_the_seam() -> None:
@@ -107,7 +107,7 @@ def vllm_is_of_another_version() -> None:
 
 
 def core_is_not_armed() -> None:
-    @after_import("saif_vllm.seams")
+    @after_import("saif_vllm.plugin")
     def patch(module: Any) -> None:
         module.arm = lambda: None
 

@@ -6,12 +6,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saif_vllm.worker import SaifWorkerExtension
+from saif_vllm.worker.extension import SaifWorkerExtension
 
 
 @dataclass
 class Pauses:
-    """Of the worker, from the end of a forward to the next one's begin: sampling, scheduling."""
+    """Pauses of the worker between two forwards, in which it samples and the core schedules."""
 
     n: int = 0
     seconds: float = 0.0
@@ -27,25 +27,25 @@ class WorkerState(SaifWorkerExtension):
     saif_loads = 0  # since the last forward
 
     def saif_worker_state(self) -> dict[str, Any]:
-        step = self.saif_steering.step
-        step.clear()
+        batch = self.saif_steering.batch
+        batch.clear_tokens()
         return {
-            "rows held": sum(row >= 0 for row in step._held.values()),
-            "rows free": len(step._free),
-            "rows counted": len(step.proof._asked),
-            "steered tokens": int((step.token_row >= 0).sum()),
+            "rows held": sum(row >= 0 for row in batch._row_of.values()),
+            "rows free": len(batch._free_rows),
+            "rows counted": len(batch.proof._live),
+            "steered tokens": int((batch.token_row >= 0).sum()),
             "tables": {
                 name: [table.data_ptr(), *table.shape]
                 for name, table in self.saif_steering.tensors().items()
             },
         }
 
-    def saif_write(self, *loaded: Any) -> None:
+    def saif_load_set(self, *loaded: Any) -> None:
         self.saif_loads += 1
-        super().saif_write(*loaded)
+        super().saif_load_set(*loaded)
 
     def saif_watch_pauses(self: Any) -> None:
-        """Note pauses from now on, those in which sets were loaded apart from the others."""
+        """Note pauses from now on; those in which sets were loaded are noted apart."""
         self.saif_pauses = {False: Pauses(), True: Pauses()}
         original, ended = self.model_runner.execute_model, None
 
@@ -63,5 +63,5 @@ class WorkerState(SaifWorkerExtension):
         self.model_runner.execute_model = execute_model
 
     def saif_paused(self: Any) -> list[dict[str, Any]]:
-        """Pauses without loads, and with some."""
+        """Return the pauses without loads, and those with some."""
         return [asdict(self.saif_pauses[loads]) for loads in (False, True)]
