@@ -12,6 +12,7 @@ from saif_kernels.encode._tile import encode_arguments, encode_blocks, encode_gr
 @jit
 def _gemm_kernel(
     tokens,  # InputPointers
+    n_tokens,
     encoder,  # EncoderPointers
     p_pre,  # [T, N], written
     SIZES: tl.constexpr,
@@ -21,14 +22,14 @@ def _gemm_kernel(
     BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     BLOCK_N: tl.constexpr = SIZES.BLOCK_N
     i_t = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-    if i_t * BLOCK_T >= tokens.n_tokens:
+    if i_t * BLOCK_T >= n_tokens:
         return
     for i_n in range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1)):
-        b_pre = tile_pre(tokens, encoder, i_t, i_n, SIZES)
+        b_pre = tile_pre(tokens, n_tokens, encoder, i_t, i_n, SIZES)
         o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
         o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         p = p_pre + o_t.to(tl.int64)[:, None] * N + o_n[None, :]
-        m = (o_t < tokens.n_tokens)[:, None] & (o_n < N)[None, :]
+        m = (o_t < n_tokens)[:, None] & (o_n < N)[None, :]
         tl.store(p, b_pre.to(p_pre.dtype.element_ty), mask=m)
 
 

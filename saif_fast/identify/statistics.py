@@ -1,38 +1,34 @@
-"""Which latents answer to an instruction and how strongly: counted once, latent sets at will."""
+"""How strongly each latent answers to an instruction: counted once, for latent sets of any size."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
 from saif_fast.edits import Edit
-from saif_fast.identify.activations import (
-    ActivationSet,
-)
+from saif_fast.identify.activations import ActivationSet
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
 from saif_fast.sae import SparseAutoencoder
 from saif_fast.version import __version__
-
-if TYPE_CHECKING:
-    pass
+from saif_kernels import encode_moments
 
 # A latent active on more of the plain text's tokens than this is no sign of an instruction.
 MAX_DENSITY = 0.1
 DEFAULT_K = 15  # latents in a set, unless asked for more or fewer
-_TOKENS_PER_CHUNK = 256  # bounds the [tokens, d_sae] activations in memory
 
 
 class Measured(NamedTuple):
-    """Per latent, [d_sae] fp32 in canonical units; sigmas divide by n."""
+    """Statistics of each latent, [d_sae] fp32 in canonical units; sigmas divide by n."""
 
     consistency: Tensor  # C_i, share of pairs with a(with) - a(without) > 0
     mean_difference: Tensor  # mean over pairs of a(with) - a(without)
@@ -142,24 +138,19 @@ def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:
 
 
 def _measure(sae: SparseAutoencoder, positive: Tensor, negative: Tensor, plain: Tensor) -> Measured:
-    higher, difference, total, squares, active, dense = torch.zeros(
-        6, sae.d_sae, dtype=torch.float64, device=positive.device
-    )
-    for rows in torch.stack([positive, negative]).split(_TOKENS_PER_CHUNK, dim=1):
-        a, without = sae.encode(rows).double()
-        higher += (a > without).sum(0)
-        difference += (a - without).sum(0)
-        total += a.sum(0)
-        squares += a.square().sum(0)
-        active += (a > 0).sum(0)
-    for tokens in plain.split(_TOKENS_PER_CHUNK):
-        dense += (sae.encode(tokens) > 0).sum(0)
-    columns = [higher / len(positive), difference / len(positive)]
+    if not sae.W_enc.is_contiguous():  # the op reads its rows
+        sae = dataclasses.replace(sae, W_enc=sae.W_enc.contiguous())
+    pairs = encode_moments(sae.normalized(positive), sae, sae.normalized(negative))
+    assert pairs.n_greater is not None and pairs.sum_difference is not None
+    dense = encode_moments(sae.normalized(plain), sae).n_active
+    n_pairs, n_active = len(positive), pairs.n_active.clamp(min=1).double()
+    columns = [pairs.n_greater.double() / n_pairs, pairs.sum_difference / n_pairs]
     # Inactive positives are 0 in both sums, so that over the actives only the divisor differs.
-    for count in (torch.full_like(active, len(positive)), active.clamp(min=1)):
-        mean = total / count
-        columns += [mean, (squares / count - mean.square()).clamp(min=0).sqrt()]
-    return Measured(*(c.float().cpu() for c in (*columns, dense / max(len(plain), 1))))
+    for count in (torch.full_like(n_active, n_pairs), n_active):
+        mean = pairs.sum / count
+        columns += [mean, (pairs.sum_squares / count - mean.square()).clamp(min=0).sqrt()]
+    columns.append(dense.double() / max(len(plain), 1))
+    return Measured(*(column.float().cpu() for column in columns))
 
 
 def _provenance(method: str, activations: ActivationSet, notes: dict[str, str]) -> Provenance:

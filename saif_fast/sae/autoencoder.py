@@ -186,6 +186,11 @@ class SparseAutoencoder:
         values, indices = pre.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return residual vectors ``x`` [..., d_model] as the formula above reads them, in fp32."""
+        self._check(x)
+        return self._normalize(x).values
+
     def decode(self, a: Tensor, x: Tensor | None = None) -> Tensor:
         """Return the reconstruction [..., d_model] fp32 of activations ``a`` [..., d_sae].
 
@@ -293,8 +298,7 @@ class SparseAutoencoder:
             )
 
     def _pre(self, x: Tensor) -> Tensor:
-        self._check(x)
-        return self._normalize(x).values @ self.W_enc + self.b_enc
+        return self.normalized(x) @ self.W_enc + self.b_enc
 
     def _normalize(self, x: Tensor) -> _Normalized:
         """Normalize the input in fp32 as sae-lens does at run time."""

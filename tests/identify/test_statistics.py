@@ -21,7 +21,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.sae import SparseAutoencoder
 
 LAYER = N_LAYERS - 1
-N_PAIRS, N_PLAIN = 300, 500  # more than a chunk each
+N_PAIRS, N_PLAIN = 300, 500
 
 
 def made_pairs(n: int) -> ContrastPairs:
@@ -80,8 +80,17 @@ def by_hand(
     )
 
 
-def test_every_statistic_equals_python() -> None:
-    sae, data = tiny_sae(), activations()
+SAES = {
+    "jumprelu": {},
+    "topk": {"k": 8, "architecture": "topk", "threshold": torch.zeros(D_SAE)},
+    "normalizing": {"normalization": "layer_norm"},
+    "columns-of-W_enc": {"W_enc": tiny_sae().W_enc.T.contiguous().T},
+}
+
+
+@pytest.mark.parametrize("changes", SAES.values(), ids=SAES)
+def test_every_statistic_equals_python(changes: dict[str, object]) -> None:
+    sae, data = tiny_sae(**changes), activations()
     measured = LatentStatistics.compute(sae, data).measured
     with_ = sae.encode(data.positive[LAYER]).T.tolist()
     without = sae.encode(data.negative[LAYER]).T.tolist()

@@ -94,7 +94,8 @@ def test_groups_of_tiles_leave_no_latent_out(op: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_of_tokens_add_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tile, "_CHUNK", 7 * 300)  # 7 tokens
+    monkeypatch.setattr(_tile, "_CHUNK", 1)
+    monkeypatch.setattr(_tile, "_CHUNK_TOKENS", 7)
     case = whole_numbers(20, torch.float32, kind, DEVICE)
     assert torch.equal(run(encode_moments_torch, case), expected(case))
 

@@ -24,7 +24,9 @@ PROGRAMS = 256
 TILES_TOGETHER = 16
 PARTS_TOGETHER = 8
 
-_CHUNK = 2**22  # pre-activations that pre_chunks holds at a time
+# What pre_chunks holds at a time: few pre-activations, which stay in the cache of a CPU, but enough
+# tokens for an efficient product.
+_CHUNK, _CHUNK_TOKENS = 2**18, 64
 
 
 class Sae(Protocol):
@@ -61,7 +63,6 @@ class InputPointers(NamedTuple):
     """The tokens that are encoded."""
 
     x: Any  # [T, D]
-    n_tokens: int
     stride: int
 
 
@@ -90,7 +91,8 @@ def encode_arguments(
     """Return the arguments that every encoding kernel takes, with those that run it."""
     d_model, d_sae = W_enc.shape
     return {
-        "tokens": InputPointers(x, x.shape[0], x.stride(0)),
+        "tokens": InputPointers(x, x.stride(0)),
+        "n_tokens": x.shape[0],
         "encoder": EncoderPointers(W_enc, b_enc, threshold, W_enc.stride(0)),
         "SIZES": EncodeSizes(d_model, d_sae, blocks.T, blocks.N, blocks.D),
         "num_warps": blocks.num_warps,
@@ -140,6 +142,7 @@ def ceil_div(n: int, divisor: int) -> int:
 @jit
 def tile_pre(
     tokens,  # InputPointers
+    n_tokens,
     encoder,  # EncoderPointers
     i_t,  # tile of tokens
     i_n,  # tile of latents
@@ -163,7 +166,7 @@ def tile_pre(
     o_n = tl.expand_dims(tl.arange(0, BLOCK_N), 1 - AXIS)
     o_x = tl.expand_dims(tl.arange(0, BLOCK_D), 1 - AXIS)
     o_W_enc = tl.expand_dims(tl.arange(0, BLOCK_D), AXIS)
-    m_t, m_n = o_t < tokens.n_tokens - first_t, o_n < SIZES.N - first_n
+    m_t, m_n = o_t < n_tokens - first_t, o_n < SIZES.N - first_n
     p_x = tokens.x + (tl.cast(first_t, tl.int64) * tokens.stride + (o_t * tokens.stride + o_x))
     p_W_enc = encoder.W_enc + (first_n + (o_W_enc * encoder.stride + o_n))
     b_b_enc = tl.load(encoder.b_enc + first_n + o_n, mask=m_n, other=0.0)
@@ -187,7 +190,7 @@ def tile_pre(
 def pre_chunks(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield pre-activations [n, d_sae] fp32 in torch, of a bounded number of tokens at a time."""
     W_enc = W_enc.float()
-    n = max(_CHUNK // W_enc.shape[1], 1)
+    n = max(_CHUNK // W_enc.shape[1], _CHUNK_TOKENS)
     for start in range(0, x.shape[0], n):
         tokens = slice(start, start + n)
         yield tokens, torch.addmm(b_enc, x[tokens].float(), W_enc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -108,17 +109,23 @@ def encode_moments_torch(
     ``without``, d_sae] fp64: the columns of :class:`Moments` in their order.
     """
     n_rows = 4 if without is None else 6
-    total = torch.zeros(n_rows, W_enc.shape[1], dtype=torch.float64, device=x.device)
-    for tokens, pre in pre_chunks(x, W_enc, b_enc):
-        a = _activate(pre, threshold, k).double()
-        rows = [(a > 0).sum(0), a.sum(0), a.square().sum(0), torch.zeros_like(total[0])]
-        if without is not None:
-            [(_, pre)] = pre_chunks(without[tokens], W_enc, b_enc)
-            a_without = _activate(pre, threshold, k)
-            rows += [(a > a_without).sum(0), (a - a_without).sum(0)]
-        total += torch.stack(rows)
-        total[_MAX] = torch.maximum(total[_MAX], a.amax(0))
-    return total
+    table = torch.zeros(n_rows, W_enc.shape[1], dtype=torch.float64, device=x.device)
+    n_active, total, squares, largest, *compared = table
+    others = repeat(None) if without is None else pre_chunks(without, W_enc, b_enc)
+    for (_, pre), other in zip(pre_chunks(x, W_enc, b_enc), others, strict=False):
+        a = _activate(pre, threshold, k)
+        exact = a.double()
+        chunk_total = exact.sum(0)
+        n_active += (a > 0).sum(0, dtype=torch.int32)
+        total += chunk_total
+        squares += exact.square_().sum(0)
+        torch.maximum(largest, a.amax(0), out=largest)
+        if other is not None:
+            b = _activate(other[1], threshold, k)
+            n_greater, difference = compared
+            n_greater += (a > b).sum(0, dtype=torch.int32)
+            difference += chunk_total - b.double().sum(0)
+    return table
 
 
 def _activate(pre: Tensor, threshold: Tensor | None, k: int | None) -> Tensor:
@@ -133,16 +140,17 @@ def _activate(pre: Tensor, threshold: Tensor | None, k: int | None) -> Tensor:
 @jit
 def _activations(
     tokens,  # InputPointers
+    n_tokens,
     encoder,  # EncoderPointers
     i_t,  # tile of tokens
     i_n,  # tile of latents
     SIZES: tl.constexpr,
 ):
     """Return one tile of activations: [BLOCK_N, BLOCK_T] fp32, 0 past T."""
-    b_pre = tile_pre(tokens, encoder, i_t, i_n, SIZES, LATENTS_FIRST=True)
+    b_pre = tile_pre(tokens, n_tokens, encoder, i_t, i_n, SIZES, LATENTS_FIRST=True)
     o_t = i_t * SIZES.BLOCK_T + tl.arange(0, SIZES.BLOCK_T)
     o_n = i_n * SIZES.BLOCK_N + tl.arange(0, SIZES.BLOCK_N)
-    m_t = o_t < tokens.n_tokens
+    m_t = o_t < n_tokens
     m_active = b_pre > 0
     if encoder.threshold is not None:
         b_threshold = tl.load(encoder.threshold + o_n, mask=o_n < SIZES.N, other=0.0)
@@ -153,6 +161,7 @@ def _activations(
 @jit
 def _moments_kernel(
     tokens,  # InputPointers
+    n_tokens,
     without,  # InputPointers, or None
     encoder,  # EncoderPointers
     p_table,  # [n_parts, ROWS, N] fp32, written
@@ -171,15 +180,15 @@ def _moments_kernel(
     b_max = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_greater = tl.zeros((BLOCK_N,), dtype=tl.float32)
     b_difference = tl.zeros((BLOCK_N,), dtype=tl.float32)
-    n_tiles = tl.cdiv(tokens.n_tokens, SIZES.BLOCK_T)
+    n_tiles = tl.cdiv(n_tokens, SIZES.BLOCK_T)
     for i_t in range(tl.program_id(1), n_tiles, tl.num_programs(1)):
-        b_a = _activations(tokens, encoder, i_t, i_n, SIZES)
+        b_a = _activations(tokens, n_tokens, encoder, i_t, i_n, SIZES)
         b_active += tl.sum((b_a > 0).to(tl.float32), axis=1)
         b_sum += tl.sum(b_a, axis=1)
         b_squares += tl.sum(b_a * b_a, axis=1)
         b_max = tl.maximum(b_max, tl.max(b_a, axis=1))
         if without is not None:
-            b_without = _activations(without, encoder, i_t, i_n, SIZES)
+            b_without = _activations(without, n_tokens, encoder, i_t, i_n, SIZES)
             b_greater += tl.sum((b_a > b_without).to(tl.float32), axis=1)
             b_difference += tl.sum(b_a - b_without, axis=1)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -216,7 +225,7 @@ def encode_moments_triton(
     n_parts = max(min(PARTS_TOGETHER, ceil_div(n_tokens, blocks.T)), 1)
     n_rows = 4 if without is None else 6
     table = torch.empty(n_parts, n_rows, d_sae, dtype=torch.float32, device=x.device)
-    other = None if without is None else InputPointers(without, n_tokens, without.stride(0))
+    other = None if without is None else InputPointers(without, without.stride(0))
     _moments_kernel[grouped(ceil_div(d_sae, blocks.N), n_parts)](
         **encode_arguments(x, W_enc, b_enc, threshold, blocks),
         without=other,

@@ -109,6 +109,7 @@ def largest_key(
 @jit
 def _topk_kernel(
     tokens,  # InputPointers
+    n_tokens,
     encoder,  # EncoderPointers
     p_key,  # [T, n_parts, K] int64, written
     K: tl.constexpr,
@@ -123,18 +124,18 @@ def _topk_kernel(
     i_t = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
     i_part = tl.program_id(1)
     n_parts = tl.num_programs(1)
-    if i_t * BLOCK_T >= tokens.n_tokens:
+    if i_t * BLOCK_T >= n_tokens:
         return
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     o_n = tl.arange(0, BLOCK_N)
-    m_t = (o_t < tokens.n_tokens)[:, None]
+    m_t = (o_t < n_tokens)[:, None]
     o_k = tl.arange(0, BLOCK_K).to(tl.int64)
     # No two keys are equal at first, so that a candidate replaces one. Those past K never give way.
     b_key = tl.where(o_k < K, -1 - o_k, 0x7FFFFFFFFFFFFFFF)[None, :]
     b_key = tl.broadcast_to(b_key, (BLOCK_T, BLOCK_K))
     b_least = tl.min(b_key, axis=1)
     for i_n in range(i_part, tl.cdiv(N, BLOCK_N), n_parts):
-        b_pre = tile_pre(tokens, encoder, i_t, i_n, SIZES)
+        b_pre = tile_pre(tokens, n_tokens, encoder, i_t, i_n, SIZES)
         first_n = i_n * BLOCK_N
         m_n = o_n < N - first_n
         b_threshold = tl.zeros((BLOCK_N,), dtype=tl.float32)

@@ -71,6 +71,7 @@ def topk_rank_torch(
 @jit(do_not_specialize=["counts"])
 def _rank_kernel(
     tokens,  # InputPointers
+    n_tokens,
     encoder,  # EncoderPointers
     p_latent,  # [L] int32
     p_chosen,  # [T, L] fp32: the chosen latents' pre-activations, written by the first launch
@@ -89,19 +90,19 @@ def _rank_kernel(
     BLOCK_T: tl.constexpr = SIZES.BLOCK_T
     BLOCK_N: tl.constexpr = SIZES.BLOCK_N
     i_t = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-    if i_t * BLOCK_T >= tokens.n_tokens:
+    if i_t * BLOCK_T >= n_tokens:
         return
     o_n = tl.arange(0, BLOCK_N)
     o_l = tl.arange(0, BLOCK_L)
     o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
     o_chosen = o_t.to(tl.int64) * L
-    m_t = o_t < tokens.n_tokens
+    m_t = o_t < n_tokens
     b_tile = tl.load(p_latent + o_l, mask=o_l < L, other=-1) // BLOCK_N
     b_rank = tl.zeros((BLOCK_T, BLOCK_L), dtype=tl.int32)
     for i_n in range(tl.program_id(1), tl.cdiv(N, BLOCK_N), tl.num_programs(1)):
         n_chosen = tl.sum(((b_tile == i_n) & (o_l < L)).to(tl.int32), axis=0)
         if (counts != 0) | (n_chosen > 0):
-            b_pre = tile_pre(tokens, encoder, i_t, i_n, SIZES)
+            b_pre = tile_pre(tokens, n_tokens, encoder, i_t, i_n, SIZES)
             first_n = i_n * BLOCK_N
             b_pre = tl.where((o_n < N - first_n)[None, :], b_pre, float("-inf"))
             for i_l in range(L):
