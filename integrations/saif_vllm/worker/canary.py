@@ -47,7 +47,7 @@ def check_steering(steering: WorkerSteering, runner: Any) -> None:
         RuntimeError: at some layer, tokens left no evidence of steering, or the output did not
             change.
     """
-    with compiles_in_time(), _unlike_padding(runner):
+    with compiles_in_time(), _tokens_unlike_padding(runner), _streams_unlike_zero(runner):
         for batch in _batches(runner):
             plain, again = (_forward(runner, batch) for _ in range(2))
             if isinstance(plain, Tensor):  # Drafts may take the place of some tokens.
@@ -142,12 +142,27 @@ def _forward(runner: Any, batch: _Batch) -> Any:
 
 
 @contextmanager
-def _unlike_padding(runner: Any) -> Iterator[None]:
+def _streams_unlike_zero(runner: Any) -> Iterator[None]:
+    """Fill what a pipeline rank receives from the one before it, which is 0 in a dummy batch.
+
+    Any change of a stream of length 0 exceeds a maximal dose.
+    """
+    received = getattr(runner, "intermediate_tensors", None)  # None: the first rank
+    streams = [] if received is None else list(received.tensors.values())
+    for stream in streams:
+        stream.fill_(1.0)
+    yield
+    for stream in streams:
+        stream.zero_()
+
+
+@contextmanager
+def _tokens_unlike_padding(runner: Any) -> Iterator[None]:
     """Make the tokens of dummy batches inside count as real ones, with various ids.
 
     vLLM marks all tokens of a dummy batch as padding. A mixture of experts skips padding, so its
-    output is whatever the memory held before, with a canary or without. And all ids are 0. The
-    embedding of token 0 may be 0, and any change of a stream of length 0 exceeds a maximal dose.
+    output is whatever the memory held before, with a canary or without. And all ids are 0, whose
+    embedding may be 0: see :func:`_streams_unlike_zero`.
     """
     if hasattr(runner, "model_state"):
         prepare = runner.model_state.prepare_inputs

@@ -68,13 +68,16 @@ class Runner:
     def model(self, n_tokens: int, uniform_decode: bool) -> tuple[Tensor, None]:
         self.ran.append((n_tokens, uniform_decode))
         self.steering.batch.clear_tokens()  # as the seam does before a dummy batch
-        hidden = torch.ones(n_tokens, D_MODEL)
+        hidden = self.stream(n_tokens)
         for layer in self.steering.layers.values():
             if not self.broken(n_tokens):
                 layer.steer(hidden, None)
         padding = self.is_padding[:n_tokens]
         hidden[padding] = 1e6 * torch.randn(int(padding.sum()), D_MODEL)  # what was there before
         return hidden, None
+
+    def stream(self, n_tokens: int) -> Tensor:
+        return torch.ones(n_tokens, D_MODEL)
 
 
 class V1(Runner):
@@ -127,6 +130,17 @@ def test_padding_tells_nothing_of_a_layer(version: type[Any]) -> None:
         **({} if version is V2 else {"force_attention": True}),
     )
     assert runner.is_padding[:3].all()
+
+
+@either
+def test_a_pipeline_rank_that_receives_zeros_starts(version: type[Any]) -> None:
+    steering = make_steering(max_dose=64.0)
+    runner = version(steering)
+    buffer = torch.zeros(MAX_TOKENS, D_MODEL)
+    runner.intermediate_tensors = SimpleNamespace(tensors={"hidden_states": buffer})
+    runner.stream = lambda n_tokens: buffer[:n_tokens].clone()
+    canary.check_steering(steering, runner)
+    assert not buffer.any()
 
 
 @pytest.mark.parametrize(
