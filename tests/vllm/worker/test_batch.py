@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 from waits import Methods, Ops
 
-from saif_kernels import (
-    LatentEdits,
-    RequestRows,
-    SteeringBank,
-    Tally,
-    Window,
-    copy_from_host,
-    prepare_steps_,
-)
+from saif_kernels import LatentEdits, RequestRows, SteeringBank, Tally, Window, prepare_steps_
+from saif_kernels.request_rows import copy_from_host
 from saif_vllm.request import SetUse, Steered
 from saif_vllm.worker.batch import BatchRequest, BatchTables
 from saif_vllm.worker.capture import LastTokenCapture
