@@ -240,7 +240,8 @@ def steer_token(
             if factor < 0:
                 change2 = 0.0
                 for i in range(SIZES.N_PARTS):
-                    o_i, m_i = part_channels(i, SIZES)
+                    o_i = o_d + (i - i_part) * SIZES.PART_D
+                    m_i = (o_i < (i + 1) * SIZES.PART_D) & (o_i < SIZES.D)
                     b_part, _ = token_change(
                         b_x, bank, tokens, partials, i_t, request_row, scale, o_i, m_i, SIZES,
                         NUM_STAGES=1,

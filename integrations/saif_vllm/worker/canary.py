@@ -149,11 +149,12 @@ def _streams_unlike_zero(runner: Any) -> Iterator[None]:
     """
     received = getattr(runner, "intermediate_tensors", None)  # None: the first rank
     streams = [] if received is None else list(received.tensors.values())
-    for stream in streams:
-        stream.fill_(1.0)
-    yield
-    for stream in streams:
-        stream.zero_()
+    with torch.inference_mode():  # they were made in it
+        for stream in streams:
+            stream.fill_(1.0)
+        yield
+        for stream in streams:
+            stream.zero_()
 
 
 @contextmanager

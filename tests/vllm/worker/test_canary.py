@@ -136,7 +136,8 @@ def test_padding_tells_nothing_of_a_layer(version: type[Any]) -> None:
 def test_a_pipeline_rank_that_receives_zeros_starts(version: type[Any]) -> None:
     steering = make_steering(max_dose=64.0)
     runner = version(steering)
-    buffer = torch.zeros(MAX_TOKENS, D_MODEL)
+    with torch.inference_mode():
+        buffer = torch.zeros(MAX_TOKENS, D_MODEL)
     runner.intermediate_tensors = SimpleNamespace(tensors={"hidden_states": buffer})
     runner.stream = lambda n_tokens: buffer[:n_tokens].clone()
     canary.check_steering(steering, runner)
