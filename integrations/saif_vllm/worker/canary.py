@@ -149,10 +149,11 @@ def _streams_unlike_zero(runner: Any) -> Iterator[None]:
     """
     received = getattr(runner, "intermediate_tensors", None)  # None: the first rank
     streams = [] if received is None else list(received.tensors.values())
-    with torch.inference_mode():  # they were made in it
+    with torch.inference_mode():  # in which they were made
         for stream in streams:
             stream.fill_(1.0)
-        yield
+    yield
+    with torch.inference_mode():
         for stream in streams:
             stream.zero_()
 
