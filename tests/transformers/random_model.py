@@ -118,7 +118,7 @@ class Ask:
 
 
 def naive_change(x: list[float], edit: Edit, site: SiteTensors, i: int) -> list[float]:
-    """One latent's change of one residual vector, in Python floats, from design.md's table."""
+    """One latent's change of one residual vector, in Python floats, by the table in concepts.md."""
     e, d = site.W_enc[i].tolist(), site.W_dec[i].tolist()
     pre = sum(a * b for a, b in zip(x, e, strict=True)) + site.b_enc[i].item()
     a = pre if pre > site.threshold[i].item() else 0.0

@@ -10,8 +10,10 @@ import pytest
 from offered import catalog, core_request
 from stand_in_core import admission
 
+from saif_vllm import seams
 from saif_vllm.core import patches
 from saif_vllm.core.admission import Admission
+from saif_vllm.frontend import patches as frontend
 from saif_vllm.parsing import parse_extra_args
 
 ADD, HALF = {"saif": "add_last"}, {"saif": "add_last*0.5"}
@@ -20,6 +22,17 @@ ADD, HALF = {"saif": "add_last"}, {"saif": "add_last*0.5"}
 @pytest.fixture
 def core(set_dir: Path) -> Admission:
     return admission(catalog(set_dir))
+
+
+def test_the_seams_that_are_checked_first_are_those_that_are_patched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapped: list[seams.Seam] = []
+    monkeypatch.setattr(seams, "owner", lambda seam: SimpleNamespace())
+    monkeypatch.setattr(seams, "wrap", lambda seam, around: wrapped.append(seam))
+    frontend.arm()
+    patches.arm()
+    assert sorted(wrapped) == sorted(seams.ARMED)
 
 
 def test_an_engine_without_steering_refuses_to_be_asked() -> None:
