@@ -108,7 +108,7 @@ def _add_steer_rms_norm_kernel(
     GEMMA: tl.constexpr,
     SIZES: tl.constexpr,
 ):
-    """Grid (token,)."""
+    """Grid (token,). Steer the token, add its residual and normalise the sum."""
     i_t = tl.program_id(0).to(tl.int64)
     o_d, m_d = part_channels(0, SIZES)
     b_hidden = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m_d, other=0.0)

@@ -17,7 +17,7 @@ PROMPT_LEN, PROMPT, START, STOP, OMEGA, POWER, N_SCALARS = range(7)
 
 
 class Window(NamedTuple):
-    """Which positions of a request are steered, and how strongly.
+    """The positions of a request that are steered, and how strongly.
 
     Semantics: with ``g = position - (prompt_len - 1)``, so that g = 0 is the last prompt token,
     whose residual yields the first generated token ::

@@ -151,7 +151,7 @@ def _set_change(bank: SteeringBank, slot: int, x: Tensor) -> Tensor:
 
 
 class SteerBlocks(NamedTuple):
-    """How a launch is cut up among programs."""
+    """The division of a launch among programs."""
 
     n_parts: int  # of a token's channels, each steered by a program; 1 where there are tiles
     part_d: int  # channels of a part
