@@ -76,7 +76,7 @@ def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Ru
 
 
 def find_runtime(name: str) -> Callable[..., Runtime]:
-    """Find what starts the runtime ``name``: a callable of ``model``, ``sets`` and options.
+    """Find the callable of ``model``, ``sets`` and options that starts the runtime ``name``.
 
     Raises:
         ValueError: no such runtime is installed, or the package that it needs is missing.

@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """What one instruction does to the latents of one SAE."""
+    """Statistics of what one instruction does to the latents of one SAE."""
 
     measured: Measured
     sae: SparseAutoencoder
@@ -94,10 +94,14 @@ class LatentStatistics:
         beta: float = 0.0,
         over: Literal["positives", "actives"] = "positives",
     ) -> LatentSet:
-        """The first k of the ranking (fewer where fewer rise), each added at mu + beta * sigma.
+        """Make a set of the first k of the ranking, each latent added at mu + beta * sigma.
 
-        Cheap: no forward, no encode. mu and sigma are those ``over`` all positives, or ``over`` the
-        actives among them. ValueError for a k that the SAE lacks, or where no latent rises.
+        The set has fewer latents where fewer rise. No forward and no encode is needed. mu and sigma
+        are those ``over`` all positives, or ``over`` the actives among them.
+
+        Raises:
+            ValueError: the SAE allows no edits, ``k`` or ``beta`` is out of range, or no latent
+                rises.
         """
         check_choice(self.sae, k, beta)
         if not self.ranking:
@@ -117,7 +121,7 @@ class LatentStatistics:
 def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
     """Raise ValueError unless a set of ``k`` latents, at mu + beta * sigma, can be made of the SAE.
 
-    As it needs no activations, it is asked before these are collected, too.
+    No activations are needed, so this can be checked before they are collected.
     """
     sae.require_edits()
     if not 1 <= k <= sae.d_sae:
@@ -127,7 +131,10 @@ def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
 
 
 def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:
-    """The mean last-token residual with the instruction minus that without, as a dense vector."""
+    """Make a set of the difference in means, as a dense vector.
+
+    It is the mean last-token residual with the instruction minus that without.
+    """
     positive, negative, _ = activations.at(layer)
     return LatentSet.from_vector(
         positive.mean(0) - negative.mean(0),
