@@ -54,6 +54,11 @@ def add_steer_rms_norm(
 
     Raises:
         ValueError: a shape or dtype does not fit.
+
+    Examples:
+        >>> normed = add_steer_rms_norm(
+        ...     hidden, residual, norm.weight, 1e-6, bank, rows, token_row, token_scale
+        ... )
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
     fits = weight.shape == hidden.shape[1:] and weight.dtype == hidden.dtype

@@ -89,6 +89,9 @@ class RequestRows:
             pairs: (set slot, strength) of each set, at most M; the rest of the row is emptied.
             prompt_len: tokens of the prompt.
             window: the positions that are steered.
+
+        Examples:
+            >>> rows.write(0, [(slot, 1.2)], prompt_len=9, window=Window(start=4))
         """
         padding = self.set_slot.shape[1] - len(pairs)
         assert padding >= 0

@@ -50,7 +50,17 @@ class Tally:
     def allocate(
         cls, n_layers: int, max_tokens: int, max_requests: int, device: torch.device | str
     ) -> Tally:
-        """Return cleared rows, with no dose written."""
+        """Return cleared rows, with no dose written.
+
+        Args:
+            n_layers: hooked layers.
+            max_tokens: tokens of a step, at most.
+            max_requests: request rows.
+            device: where the layers run.
+
+        Examples:
+            >>> tally = Tally.allocate(2, max_tokens=8192, max_requests=256, device="cuda")
+        """
         shape = (max_requests, cls.N_COUNTS + 2 * n_layers)
         tally = cls(
             table=torch.zeros(shape, dtype=torch.int32, device=device),

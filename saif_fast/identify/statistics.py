@@ -58,10 +58,22 @@ class LatentStatistics:
         max_density: float = MAX_DENSITY,
         allow_mismatch: bool = False,
     ) -> LatentStatistics:
-        """Encode the activations and count; calibrates a TopK SAE's threshold on them.
+        """Encode the activations and count; calibrate a TopK SAE's threshold on them.
 
-        ``allow_mismatch`` takes an SAE of another model (a base model's, say), with a warning that
-        gives its fit; without it, and for an SAE of another width or layer, ValueError.
+        Args:
+            sae: an SAE of a layer at which the activations were collected.
+            activations: residuals of an instruction's pairs and of plain text, from ``collect``.
+            max_density: largest share of plain-text tokens on which a ranked latent is active.
+            allow_mismatch: take an SAE of another model of this shape (a base model's, say), with a
+                warning that says how well it fits.
+
+        Raises:
+            ValueError: the SAE does not fit the model, or its layer was not collected.
+
+        Examples:
+            >>> activations = collect(model, tokenizer, pairs, [sae.layer])
+            >>> statistics = LatentStatistics.compute(sae, activations)
+            >>> sets = [statistics.latent_set(k) for k in (5, 15, 30)]
         """
         doubt = check_sae(sae, activations.model, allow_mismatch=allow_mismatch)
         positive, negative, plain = (x.to(sae.W_enc.device) for x in activations.at(sae.layer))
