@@ -30,7 +30,7 @@ DEMO_FLAGS ?= $(if $(filter none,$(LOCK)),--runtime transformers)
 LOCKED := $(VENV)/.locked-$(LOCK)
 INSTALLED := $(VENV)/.installed
 
-# One line a package from pip's log.
+# One line per package from pip's log.
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 

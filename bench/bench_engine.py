@@ -41,14 +41,14 @@ TARGETS = {"idle": 0.99, "constant": 0.97, "live": 0.95, "distinct": 0.95}
 
 
 class Engines(NamedTuple):
-    """The same model twice."""
+    """Two engines of the same model."""
 
     plain: Any
     steered: Any
 
 
 def generate(llm: Any, n_requests: int, saif: Sequence[str | None]) -> list[list[int]]:
-    """Token ids of as many generations; request i asks for ``saif[i]``."""
+    """Return token ids of as many generations; request i asks for ``saif[i]``."""
     from vllm import SamplingParams
 
     params = [
@@ -85,7 +85,7 @@ def write_model(folder: Path) -> Path:
 
 
 def write_sets(folder: Path) -> Path:
-    """``constant``, a vector, and ``live-0`` to ``live-255``, of 16 latents each."""
+    """Write ``constant``, a vector, and ``live-0`` to ``live-255``, of 16 latents each."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(N_SETS * N_LIVE, D_MODEL, generator=generator) / D_MODEL**0.5
     scalars = torch.zeros(len(rows))

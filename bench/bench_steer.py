@@ -13,7 +13,7 @@ D_MODEL, D_SAE, N_LIVE = 1024, 16384, 16
 
 
 class Unfused:
-    """What a hook around an SAE does: encode all latents, clamp the chosen, decode the change."""
+    """A hook around an SAE: encode all latents, clamp the chosen, decode the change."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ class Unfused:
         return hidden + change @ self.W_dec
 
     def edits(self) -> LatentEdits:
-        """The same clamp as a latent set's live rows."""
+        """Return the same clamp as a latent set's live rows."""
         scalars = torch.zeros(N_LIVE)
         return LatentEdits(
             W_enc=self.W_enc[:, self.chosen].T.contiguous(),

@@ -72,7 +72,7 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the ratios; `make bench` also writes them to bench/results/cpu/, a file a suite."""
+    """Print the ratios; `make bench` also writes them to bench/results/cpu/, a file per suite."""
     found = machine()
     # Part of a suite must not replace the whole of it.
     part = config.getoption("keyword") or any("::" in argument for argument in config.args)

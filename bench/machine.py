@@ -22,7 +22,7 @@ def machine() -> dict[str, object]:
 
 
 def described(found: dict[str, object]) -> str:
-    """What :func:`machine` found, as one sentence."""
+    """Return what :func:`machine` found, as one sentence."""
     return (
         f"{found['processor']}, {found['cores']} cores, OMP_NUM_THREADS={found['threads']}, "
         f"Python {found['python']}, torch {found['torch']}, vLLM {found['vllm']}."

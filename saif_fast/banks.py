@@ -82,8 +82,8 @@ class LayerBanks:
 
     Args:
         model: the model and its hooked layers.
-        max_sets: resident sets.
-        max_latents: live latents of all resident sets together, per layer.
+        max_sets: sets that can be loaded at a time.
+        max_latents: live latents of all loaded sets together, per layer.
         device: where the banks are.
         owned: the layers whose banks this process holds (a pipeline rank's); None = all.
 

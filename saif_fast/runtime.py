@@ -67,16 +67,26 @@ def installed_runtimes() -> list[str]:
 
 
 def open_runtime(name: str, model: str | Path, sets: Sets, **options: Any) -> Runtime:
-    """Start the runtime ``name`` ("vllm", "transformers") for ``model`` with the sets ``sets``.
+    """Start a runtime.
+
+    Args:
+        name: the runtime's, such as "vllm" or "transformers".
+        model: a directory or a hub name.
+        sets: the sets that a request may name.
+        options: of the runtime, such as those of ``saif_vllm.runtime.VllmRuntime``.
 
     Raises:
         ValueError: as :func:`find_runtime`.
+
+    Examples:
+        >>> runtime = open_runtime("vllm", "google/gemma-2-2b-it", SetDirectory("sets"))
+        >>> runtime.generate([GenerationRequest(prompt=prompt, saif="french*1.2")])[0].text
     """
     return find_runtime(name)(model, sets, **options)
 
 
 def find_runtime(name: str) -> Callable[..., Runtime]:
-    """Find what starts the runtime ``name``: a callable of ``model``, ``sets`` and options.
+    """Find the callable of ``model``, ``sets`` and options that starts the runtime ``name``.
 
     Raises:
         ValueError: no such runtime is installed, or the package that it needs is missing.

@@ -75,13 +75,13 @@ _metadata = msgspec.json.Decoder(_Metadata)
 
 
 def identity(found: os.stat_result) -> Identity:
-    """Return what tells a file from every other, and from itself before it was last written."""
+    """Return what tells a file from every other file, and from its own earlier contents."""
     # Whoever writes a file in place may restore its mtime, but not its ctime.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def read(path: str | Path) -> tuple[bytes, Identity]:
-    """Read a whole file, and which one it is. A large file that is no latent set is not read.
+    """Read a file's content and identity. If it is no latent set, only its header is read.
 
     Raises:
         OSError: the file system's.

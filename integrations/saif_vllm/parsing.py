@@ -23,7 +23,8 @@ from saif_vllm.catalog import Lookup, Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
 from saif_vllm.request import CAPTURE_KEY
 
-# Fields of SamplingParams that ask for them; vLLM's other prompt_logprob fields only refine these.
+# Fields of SamplingParams that ask for log-probabilities of the prompt. vLLM's other prompt_logprob
+# fields only refine what these ask for.
 PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_logprob_token_ids")
 
 

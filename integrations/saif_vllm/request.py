@@ -1,4 +1,4 @@
-"""Types that travel with a request: `Found` sets to the core, `Steered` on to the workers.
+"""Types that travel with a request: ``Found`` to the core, ``Steered`` on to the workers.
 
 They travel in ``extra_args`` of vLLM's ``SamplingParams``, which is the user's part of a request.
 """

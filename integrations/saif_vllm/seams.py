@@ -32,7 +32,7 @@ class Seam(NamedTuple):
     keywords: tuple[str, ...] = ()  # passed by name, so they may be anywhere but in **kwargs
 
     def check(self, owner: Any) -> Callable[..., Any]:
-        """Return the function of ``owner``, a class or the module.
+        """Check the function of ``owner``, a class or the module, and return it.
 
         Raises:
             RuntimeError: there is no such function, or its parameters are others. ``**kwargs`` does

@@ -77,7 +77,7 @@ def _live_change(bank: SteeringBank, slot: Tensor, x: Tensor) -> Tensor:
 def _tiles(slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cut sorted slots [n] into runs of equal ones, at most ``_TILE`` long.
 
-    Returns the slot of each run [tiles], and of each of the n pairs its run and its place there.
+    Returns the slot of each run [tiles], and for each of the n pairs its run and its place in it.
     """
     slots, sizes = slot.unique_consecutive(return_counts=True)
     n_tiles = (sizes + _TILE - 1) // _TILE

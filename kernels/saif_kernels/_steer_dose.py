@@ -1,4 +1,4 @@
-"""The dose of a token, which is the length of its change beside that of its residual stream x.
+"""The dose of a token: the norm of its change over the norm of its residual stream x.
 
 ``dose`` [>= T, DOSE_PARTS, 2] fp32 holds, for part p of a token's channels, ``(sum of change**2,
 sum of x**2)``: change as it is added, in fp32 before the cast, and x as the op reads it. Each
@@ -18,7 +18,7 @@ DOSE_PARTS = 4  # the most parts that a call cuts a token's channels into
 
 
 def largest_norm(dtype: torch.dtype) -> float:
-    """Return the length that steering makes no residual stream exceed.
+    """Return the norm above which steering brings no residual stream of ``dtype``.
 
     In fp16 it is half of the largest number, because later layers add to a channel, too. Elsewhere
     a norm can still square and add up such a stream in fp32, with 2**48 to spare; streams of models
@@ -40,7 +40,7 @@ def dose_at(
 
 @jit
 def marked(b_change2, b_x2, b_factor):
-    """Return a part's sums with their marks, of a change multiplied by ``shortened``'s factor."""
+    """Return a part's marked sums for a change that is multiplied by ``shortened``'s factor."""
     b_change2 = tl.where(b_factor < 0, float("inf"), b_change2 * b_factor * b_factor)
     b_x2 = tl.where(b_factor < 0, float("inf"), tl.where(b_factor < 1, -b_x2, b_x2))
     return b_change2, b_x2
@@ -48,7 +48,7 @@ def marked(b_change2, b_x2, b_factor):
 
 @jit
 def longest(b_x2, max_dose, LARGEST: tl.constexpr):
-    """Return the longest change that a token may have whose sum of x**2 is ``b_x2``."""
+    """Return the norm that the change of a token may have if its sum of x**2 is ``b_x2``."""
     b_length = tl.sqrt(b_x2)
     b_longest = tl.maximum(LARGEST - b_length, 0.0)
     if max_dose is not None:

@@ -10,7 +10,7 @@ from saif_kernels._triton import jit, tl
 
 
 class TileSizes(NamedTuple):
-    """What a kernel that steers tiles is compiled for, besides ``Sizes``; ``TILE`` in kernels."""
+    """Constants that a kernel of tiles is compiled for, besides ``Sizes``; ``TILE`` in kernels."""
 
     BLOCK_T: int  # tokens of a tile
     BLOCK_M: int  # pairs of a request

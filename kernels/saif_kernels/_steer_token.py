@@ -42,7 +42,7 @@ class PartialPointers(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a steering kernel is compiled for; ``SIZES`` in the kernels."""
+    """Constants that a steering kernel is compiled for; ``SIZES`` in the kernels."""
 
     D: int  # channels of a token
     M: int  # pairs of a request
@@ -72,7 +72,7 @@ def as_pointers(
 
 
 class WalkBlocks(NamedTuple):
-    """What a program that steers one token holds at once."""
+    """The blocks that a program which steers one token holds at once."""
 
     block_d: int  # channels
     block_k: int  # latents
@@ -122,7 +122,7 @@ def edited(
     o_pool,  # [BLOCK_K] int64, indices into the pool
     m_k,  # [BLOCK_K]
 ):
-    """Semantics: ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)``."""
+    """Return ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)``."""
     b_pre += tl.load(bank.b_enc + o_pool, mask=m_k, other=0.0)
     b_a = tl.where(b_pre > tl.load(bank.threshold + o_pool, mask=m_k, other=0.0), b_pre, 0.0)
     b_p = tl.load(bank.p + o_pool, mask=m_k, other=0.0)

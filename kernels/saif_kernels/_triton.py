@@ -36,7 +36,7 @@ else:
 
 @contextmanager
 def compiles_in_time() -> Iterator[None]:
-    """Expect kernels to be compiled inside: whoever watches for late compilations is not told."""
+    """Expect kernels to be compiled inside: no hook of Triton reports them as compiled late."""
     if tl is None:
         yield
         return
@@ -48,7 +48,7 @@ def compiles_in_time() -> Iterator[None]:
 
 
 def warp_size() -> int:
-    """Return the threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
+    """Return the number of threads of a warp: 64 on AMD's data-centre GPUs, else 32."""
     return 32 if torch.version.hip is None else 64
 
 

@@ -54,6 +54,11 @@ def add_steer_rms_norm(
 
     Raises:
         ValueError: a shape or dtype does not fit.
+
+    Examples:
+        >>> normed = add_steer_rms_norm(
+        ...     hidden, residual, norm.weight, 1e-6, bank, rows, token_row, token_scale
+        ... )
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
     fits = weight.shape == hidden.shape[1:] and weight.dtype == hidden.dtype
@@ -108,7 +113,7 @@ def _add_steer_rms_norm_kernel(
     GEMMA: tl.constexpr,
     SIZES: tl.constexpr,
 ):
-    """Grid (token,)."""
+    """Grid (token,). Steer the token, add its residual and normalise the sum."""
     i_t = tl.program_id(0).to(tl.int64)
     o_d, m_d = part_channels(0, SIZES)
     b_hidden = tl.load(x.hidden + i_t * x.hidden_stride + o_d, mask=m_d, other=0.0)

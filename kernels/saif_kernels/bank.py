@@ -90,6 +90,10 @@ class SteeringBank(NamedTuple):
             max_latents: live latents of all sets together.
             dtype: the model's.
             device: where the layer runs.
+
+        Examples:
+            >>> bank = SteeringBank.allocate(2304, 8, 512, torch.bfloat16, "cuda")
+            >>> bank.write(slot=0, offset=0, edits=edits)
         """
         # At least one entry each, so that a gather with index 0 is always legal.
         n_pool, n_sets = max(max_latents, 1), max(max_sets, 1)

@@ -60,6 +60,16 @@ def prepare_steps_(
 
     Raises:
         ValueError: a shape or dtype does not fit; nothing was written.
+
+    Examples:
+        >>> rows = RequestRows.allocate(max_requests=1, max_sets_per_request=1, device="cpu")
+        >>> rows.write(0, [(0, 1.2)], prompt_len=3)
+        >>> token_row, token_scale = torch.empty(3, dtype=torch.int32), torch.empty(3)
+        >>> starts, request_row = torch.tensor([[0, 3], [0, -1]], dtype=torch.int32)
+        >>> positions = torch.arange(3)
+        >>> prepare_steps_(token_row, token_scale, starts, request_row[:1], positions, rows)
+        >>> token_row.tolist(), token_scale.tolist()  # the last prompt token is the first steered
+        ([-1, -1, 0], [0.0, 0.0, 1.0])
     """
     n_tokens, n_requests = token_row.shape[0], request_row.shape[0]
     _check("token_row", token_row, n_tokens, torch.int32)

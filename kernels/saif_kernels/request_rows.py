@@ -17,7 +17,7 @@ PROMPT_LEN, PROMPT, START, STOP, OMEGA, POWER, N_SCALARS = range(7)
 
 
 class Window(NamedTuple):
-    """Which positions of a request are steered, and how strongly.
+    """The positions of a request that are steered, and how strongly.
 
     Semantics: with ``g = position - (prompt_len - 1)``, so that g = 0 is the last prompt token,
     whose residual yields the first generated token ::
@@ -89,6 +89,9 @@ class RequestRows:
             pairs: (set slot, strength) of each set, at most M; the rest of the row is emptied.
             prompt_len: tokens of the prompt.
             window: the positions that are steered.
+
+        Examples:
+            >>> rows.write(0, [(slot, 1.2)], prompt_len=9, window=Window(start=4))
         """
         padding = self.set_slot.shape[1] - len(pairs)
         assert padding >= 0

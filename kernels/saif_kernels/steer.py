@@ -76,6 +76,11 @@ def steer_(
     Raises:
         ValueError: a shape, stride or dtype does not fit, or max_dose is not above 0; nothing was
             written.
+
+    Examples:
+        >>> bank.write(slot=0, offset=0, edits=edits)
+        >>> rows.write(0, [(0, 1.2)], prompt_len=9)  # request row 0: the set of slot 0, times 1.2
+        >>> steer_(hidden, residual, bank, rows, token_row, token_scale)
     """
     check_batch(hidden, residual, bank, token_row, token_scale)
     if dose is not None:
@@ -151,7 +156,7 @@ def _set_change(bank: SteeringBank, slot: int, x: Tensor) -> Tensor:
 
 
 class SteerBlocks(NamedTuple):
-    """How a launch is cut up among programs."""
+    """The division of a launch among programs."""
 
     n_parts: int  # of a token's channels, each steered by a program; 1 where there are tiles
     part_d: int  # channels of a part

@@ -31,7 +31,7 @@ class Tally:
         table, token_fresh, dose: as given.
         missed: [1] int32, tokens that were to be steered and at some layer were not; never reset.
         counts: [N, 5] int32, by column: tokens PLANNED; tokens STEERED; those of them whose change
-            was SHORTENED; tokens that were not steered since their change or stream is NONFINITE;
+            was SHORTENED; tokens not steered because their change or stream is NONFINITE;
             and the HIGHEST_POSITION counted, -1 at first.
         dose_sum: [N, L] fp32, sum of the relative doses |change| / |x| of the steered tokens.
         dose_max: [N, L] fp32, the largest of them.
@@ -50,7 +50,17 @@ class Tally:
     def allocate(
         cls, n_layers: int, max_tokens: int, max_requests: int, device: torch.device | str
     ) -> Tally:
-        """Return cleared rows, with no dose written."""
+        """Return cleared rows, with no dose written.
+
+        Args:
+            n_layers: hooked layers.
+            max_tokens: tokens of a step, at most.
+            max_requests: request rows.
+            device: where the layers run.
+
+        Examples:
+            >>> tally = Tally.allocate(2, max_tokens=8192, max_requests=256, device="cuda")
+        """
         shape = (max_requests, cls.N_COUNTS + 2 * n_layers)
         tally = cls(
             table=torch.zeros(shape, dtype=torch.int32, device=device),
@@ -167,8 +177,9 @@ def _tally_kernel(
     HIGHEST_POSITION: tl.constexpr = Tally.HIGHEST_POSITION,
     N_COUNTS: tl.constexpr = Tally.N_COUNTS,
 ):
-    """Grid (token,). All layers of a token at once; atomics, because a request's tokens share its
-    row.
+    """Grid (token,). Count a token at all layers at once.
+
+    By atomics, because the tokens of a request share its row.
     """
     i_t = tl.program_id(0).to(tl.int64)
     o_l, o_part = tl.arange(0, BLOCK_L), tl.arange(0, DOSE_PARTS)

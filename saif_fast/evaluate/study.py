@@ -121,7 +121,7 @@ class Subject:
 
     @property
     def prompter(self) -> Prompter:
-        """What turns a content and an instruction into the text the model reads."""
+        """The function that turns a content and an instruction into the text the model reads."""
         if not self.templated:
             return render
         return lambda content, instruction: chat_texts(

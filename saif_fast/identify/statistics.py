@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """What one instruction does to the latents of one SAE."""
+    """Statistics of what one instruction does to the latents of one SAE."""
 
     measured: Measured
     sae: SparseAutoencoder
@@ -58,10 +58,22 @@ class LatentStatistics:
         max_density: float = MAX_DENSITY,
         allow_mismatch: bool = False,
     ) -> LatentStatistics:
-        """Encode the activations and count; calibrates a TopK SAE's threshold on them.
+        """Encode the activations and count; calibrate a TopK SAE's threshold on them.
 
-        ``allow_mismatch`` takes an SAE of another model (a base model's, say), with a warning that
-        gives its fit; without it, and for an SAE of another width or layer, ValueError.
+        Args:
+            sae: an SAE of a layer at which the activations were collected.
+            activations: residuals of an instruction's pairs and of plain text, from ``collect``.
+            max_density: largest share of plain-text tokens on which a ranked latent is active.
+            allow_mismatch: take an SAE of another model of this shape (a base model's, say), with a
+                warning that says how well it fits.
+
+        Raises:
+            ValueError: the SAE does not fit the model, or its layer was not collected.
+
+        Examples:
+            >>> activations = collect(model, tokenizer, pairs, [sae.layer])
+            >>> statistics = LatentStatistics.compute(sae, activations)
+            >>> sets = [statistics.latent_set(k) for k in (5, 15, 30)]
         """
         doubt = check_sae(sae, activations.model, allow_mismatch=allow_mismatch)
         positive, negative, plain = (x.to(sae.W_enc.device) for x in activations.at(sae.layer))
@@ -94,10 +106,14 @@ class LatentStatistics:
         beta: float = 0.0,
         over: Literal["positives", "actives"] = "positives",
     ) -> LatentSet:
-        """The first k of the ranking (fewer where fewer rise), each added at mu + beta * sigma.
+        """Make a set of the first k of the ranking, each latent added at mu + beta * sigma.
 
-        Cheap: no forward, no encode. mu and sigma are those ``over`` all positives, or ``over`` the
-        actives among them. ValueError for a k that the SAE lacks, or where no latent rises.
+        The set has fewer latents where fewer rise. No forward and no encode is needed. mu and sigma
+        are those ``over`` all positives, or ``over`` the actives among them.
+
+        Raises:
+            ValueError: the SAE allows no edits, ``k`` or ``beta`` is out of range, or no latent
+                rises.
         """
         check_choice(self.sae, k, beta)
         if not self.ranking:
@@ -117,7 +133,7 @@ class LatentStatistics:
 def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
     """Raise ValueError unless a set of ``k`` latents, at mu + beta * sigma, can be made of the SAE.
 
-    As it needs no activations, it is asked before these are collected, too.
+    No activations are needed, so this can be checked before they are collected.
     """
     sae.require_edits()
     if not 1 <= k <= sae.d_sae:
@@ -127,7 +143,10 @@ def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
 
 
 def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:
-    """The mean last-token residual with the instruction minus that without, as a dense vector."""
+    """Make a set of the difference in means, as a dense vector.
+
+    It is the mean last-token residual with the instruction minus that without.
+    """
     positive, negative, _ = activations.at(layer)
     return LatentSet.from_vector(
         positive.mean(0) - negative.mean(0),

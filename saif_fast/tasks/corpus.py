@@ -42,7 +42,7 @@ _PLACE_FIRST = re.compile(rf"Look {_WHERE} and tell me about {_SUBJECT}\.")
 
 @dataclass(frozen=True)
 class Scene:
-    """Somebody somewhere. ``place_first`` is a matter of wording; the reply follows it."""
+    """A scene: somebody somewhere. ``place_first`` is a matter of wording; the reply follows it."""
 
     determiner: str
     adjective: Adjective
@@ -85,35 +85,35 @@ class Scene:
         return f"{where}, {subject} {verb}." if self.place_first else f"{subject} {verb} {where}."
 
     def plain(self) -> str:
-        """My black cat sleeps in the garden."""
+        """Return the plain reply: My black cat sleeps in the garden."""
         return _capitalised(self._english(self.noun.verb))
 
     def past(self) -> str:
-        """My black cat slept in the garden."""
+        """Return the reply in the past tense: My black cat slept in the garden."""
         return _capitalised(self._english(self.noun.past))
 
     def upper_case(self) -> str:
-        """MY BLACK CAT SLEEPS IN THE GARDEN."""
+        """Return the reply in upper case: MY BLACK CAT SLEEPS IN THE GARDEN."""
         return self.plain().upper()
 
     def json(self) -> str:
-        """A JSON object with the plain reply under "answer"."""
+        """Return a JSON object with the plain reply under "answer"."""
         return json.dumps({"answer": self.plain()})
 
     def one_word(self) -> str:
-        """Cat."""
+        """Return the reply in one word: Cat."""
         return f"{self.noun.english.capitalize()}."
 
     def keyword(self) -> str:
-        """Honestly, my black cat sleeps in the garden."""
+        """Return the reply with the keyword: Honestly, my black cat sleeps in the garden."""
         return f"{KEYWORD.capitalize()}, {self._english(self.noun.verb)}"
 
     def twice(self) -> str:
-        """The plain reply, two times."""
+        """Return the plain reply, two times."""
         return f"{self.plain()} {self.plain()}"
 
     def french(self) -> str:
-        """Mon chat noir dort dans le jardin."""
+        """Return the reply in French: Mon chat noir dort dans le jardin."""
         noun, gender = self.noun, self.noun.french_gender
         determiner = FRENCH_DETERMINERS[self.determiner][gender]
         adjective = self.adjective.french_m if gender == "m" else self.adjective.french_f
@@ -125,7 +125,7 @@ class Scene:
         return _capitalised(f"{subject} {noun.french_verb} {where}.")
 
     def german(self) -> str:
-        """Meine schwarze Katze schläft in dem Garten."""
+        """Return the reply in German: Meine schwarze Katze schläft in dem Garten."""
         noun = self.noun
         determiner, ending = GERMAN_DETERMINERS[self.determiner][noun.german_gender]
         subject = f"{determiner} {self.adjective.german}{ending} {noun.german}"

@@ -1,4 +1,4 @@
-"""Inputs of prepare_steps: a batch of requests at any point of their way."""
+"""Inputs of prepare_steps_: a batch of requests at any point of their way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of tally_steps: what a step of planned tokens may leave for it."""
+"""Inputs of tally_steps_: what a step of planned tokens may leave for it."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_equals_float64(op: Any, case: dict[str, Any], k: int) -> None:
 def test_ties_go_to_the_lower_index(
     op: Any, dtype: torch.dtype, kind: str, n_programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With one program a tile of tokens, it walks all of d_sae; else each walks one tile.
+    # With one program per tile of tokens, it walks all of d_sae; else each walks one tile.
     monkeypatch.setattr(_tile, "PROGRAMS", n_programs)
     monkeypatch.setattr(_tile, "PARTS_TOGETHER", 1)
     case = whole_numbers(70, dtype, kind, DEVICE)

@@ -1,4 +1,4 @@
-"""prepare_steps against the sentence that defines a window, token by token."""
+"""prepare_steps_ against the sentence that defines a window, token by token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def expected_scale(position: int, prompt_len: int, window: Window) -> float:
 
 
 def tolerance(scale: float, window: Window) -> float:
-    """Of the scale, relative: what prepare_steps states."""
+    """Of the scale, relative: what prepare_steps_ states."""
     if window.omega == 0 or scale in (0.0, 1.0):
         return 0.0
     return 2**-22 * (1 + window.power + abs(math.log2(scale)))

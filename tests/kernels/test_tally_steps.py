@@ -1,4 +1,4 @@
-"""tally_steps against its sentences, token by token; then whole steps, as an engine makes them."""
+"""tally_steps_ against its sentences, token by token; then whole steps, as an engine makes them."""
 
 from __future__ import annotations
 

@@ -168,10 +168,10 @@ CONFIG, CORE_ROOM = "saif_vllm.config", "saif_vllm.core.residency"
         ("saif_vllm.core.patches", "from saif_vllm.core.residency import Residency", True),
         ("saif_vllm.core.patches", "def f():\n    from saif_vllm import plugin", False),
         ("saif_vllm.plugin", "def f():\n    from saif_vllm.core import residency", True),
-        ("saif_vllm.worker.step", "def f():\n    from saif_vllm.core import residency", False),
+        ("saif_vllm.worker.batch", "def f():\n    from saif_vllm.core import residency", False),
         ("saif_vllm.frontend.http", "import saif_vllm.core.residency", False),
         ("saif_vllm.request", "from saif_vllm.core.residency import Residency", False),
-        ("saif_vllm.worker.step", "if TYPE_CHECKING:\n    import saif_vllm.core.residency", True),
+        ("saif_vllm.worker.batch", "if TYPE_CHECKING:\n    import saif_vllm.core.residency", True),
     ],
 )
 def test_who_trespasses_is_seen(name: str, source: str, allowed: bool) -> None:

@@ -1,4 +1,4 @@
-"""The embedded model, its sets, and what Hugging Face makes of them: computed once a session."""
+"""The embedded model, its sets, and what Hugging Face makes of them: computed once per session."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Admission:
         """Return whether a vLLM ``Request`` asks for what its streaming input began with.
 
         Args:
-            request: always does if it is no piece of a streaming input.
+            request: one that is no piece of a streaming input always does.
             session: the request that took in the earlier pieces; None: there were none.
         """
         if not request.resumable:

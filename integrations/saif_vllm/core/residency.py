@@ -21,7 +21,7 @@ Write = Callable[[Placement, Mapping[int, LatentEdits]], None]
 
 @dataclass(eq=False)
 class _Resident:
-    """A loaded set."""
+    """A loaded set, and who uses it."""
 
     found: Found  # as of the last request for it
     users: set[Hashable] = field(default_factory=set)

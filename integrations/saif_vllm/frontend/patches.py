@@ -52,8 +52,8 @@ def _init_front_end(original: Any, self: Any, vllm_config: Any, *args: Any, **kw
         seams.require_armed()
         _check_extension(vllm_config.parallel_config.worker_extension_cls)
         self.saif_catalog = SetCatalog.from_vllm_config(vllm_config, config)
-        # Only a server has the modules that this imports, and it makes its front end before its
-        # application. So this is the time.
+        # Called here, because only a server has the modules that this imports, and a server makes
+        # its front end before its application.
         arm_server()
     original(self, vllm_config, *args, **kwargs)
 
@@ -75,8 +75,8 @@ def _check_extension(name: str) -> None:
 
 
 def _register_routers(original: Any, app: Any) -> Any:
-    # Added first, our middleware runs innermost: after authentication, and inside of the metrics,
-    # which so count what it refuses.
+    # Added first, our middleware runs innermost: after authentication, and inside the metrics, so
+    # that these count what it refuses.
     app.add_middleware(SteeringGuard)
     return original(app)
 

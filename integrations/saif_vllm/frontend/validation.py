@@ -17,7 +17,7 @@ from saif_vllm.request import split_keys
 
 
 class SteeringRequestError(VLLMValidationError, ValueError):
-    """A request asks for steering that cannot be had; vLLM's servers answer with HTTP 400."""
+    """Error of a request for steering that cannot be had; vLLM's servers answer with HTTP 400."""
 
 
 @contextmanager

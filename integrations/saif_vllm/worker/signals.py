@@ -1,4 +1,4 @@
-"""Signals to the host: what it must hear of the device's counters each step, without waiting."""
+"""Signals to the host: what it must learn of the device's counters each step, without waiting."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Signals:
         self._lock = threading.Lock()
 
     def watch_row(self, row: int, steered: Steered) -> None:
-        """Take the counters of ``row`` for this request's from now on."""
+        """Attribute the counters of ``row`` to this request from now on."""
         self._watched[row], self._snapshot = steered, None
 
     def forget_row(self, row: int) -> None:
-        """Take ``row`` for nobody's from now on; its counters are 0."""
+        """Attribute ``row`` to no request from now on; its counters are 0."""
         self._watched.pop(row, None)
         self._snapshot = None
 

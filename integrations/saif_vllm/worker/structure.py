@@ -252,7 +252,7 @@ def _dummy_forward(runner: Any, vllm_config: Any, n_tokens: int) -> Iterator[Cal
 
 
 def _output_through(module: nn.Module, function: Callable[[Any], Any]) -> Any:
-    """Pass the module's output through ``function``.
+    """Pass the module's output through ``function`` inside the block.
 
     This overrides ``forward`` itself, because vLLM calls some modules' ``forward`` directly, which
     skips their hooks.

@@ -76,7 +76,7 @@ class EncoderPointers(NamedTuple):
 
 
 class EncodeSizes(NamedTuple):
-    """What an encoding kernel is compiled for; ``SIZES`` in the kernels."""
+    """Constants that an encoding kernel is compiled for; ``SIZES`` in the kernels."""
 
     D: int  # channels of a token
     N: int  # latents of the SAE

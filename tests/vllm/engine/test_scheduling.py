@@ -69,8 +69,8 @@ def test_chunks_and_preemption_change_nothing(
     comparison.check()
 
 
-# As many tokens a step as requests: while others generate, a prompt comes token by token. Room for
-# two of the longest prompts, for eight sets and for the live latents of six.
+# As many tokens per step as requests: while others generate, a prompt comes token by token. Room is
+# for two of the longest prompts, for eight sets and for the live latents of six.
 CRAMPED = {
     "max_num_seqs": 12,
     "max_num_batched_tokens": 12,

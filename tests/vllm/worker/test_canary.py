@@ -150,7 +150,7 @@ def test_a_pipeline_rank_that_receives_zeros_starts(version: type[Any]) -> None:
         pytest.param(V1, {}, [1], [16, 65], id="v1"),
         pytest.param(V2, {}, [1], [16, 65], id="v2"),
         pytest.param(V1, {"max_num_reqs": 80}, [1, 65], [16, 65], id="v1, many requests"),
-        # V2 has no fewer tokens but in batches of one token a request.
+        # V2 has no fewer tokens but in batches of one token per request.
         pytest.param(V2, {"max_num_reqs": 80}, [1, 65], [81], id="v2, many requests"),
         pytest.param(V1, {"max_num_tokens": 64}, [1], [16, 64], id="v1, never a tile"),
         pytest.param(V2, {"max_num_tokens": 8}, [1], [8], id="v2, never a tile"),
