@@ -91,8 +91,8 @@ serve-demo: $(SERVED)/french.safetensors ## Serve the embedded model with a set 
 	@VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=WARNING $(PY) -m saif_fast.cli serve embedded \
 	  --set-dir $(SERVED) --host 127.0.0.1 --port $(PORT) --enforce-eager --dtype float32
 
-# Tests of one module that share an engine go to one worker (tests/conftest.py).
-PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 10
+# One worker runs all tests of a file, which share engines by fixtures.
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 10
 WORKERS ?= 2
 
 test: setup ## Quick tests and a few real engines, in WORKERS (2) processes (the README's second command)

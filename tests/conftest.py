@@ -33,8 +33,6 @@ ENVIRONMENT = {
     "VLLM_CACHE_ROOT": CACHE,
 }
 
-SESSION_ENGINES = {"plain", "serve"}  # fixtures of tests/vllm/conftest.py
-
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
@@ -47,20 +45,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before markers select, and before pytest-xdist reads groups
+@pytest.hookimpl(tryfirst=True)  # before markers select
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark and group engine tests, and put quick tests first: then engines, then slow ones.
-
-    One worker runs all tests of a module that start engines, which share these by fixtures; and all
-    tests that use the engines of the whole session.
-    """
+    """Mark engine tests, and put quick tests first: then engines, then slow ones."""
     for item in items:
-        if item.get_closest_marker("engine") is None:
-            continue
-        if item.get_closest_marker("smoke") is None:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("smoke"):
             item.add_marker(pytest.mark.extended)
-        shared = SESSION_ENGINES & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("session" if shared else item.path.stem))
     items.sort(
         key=lambda item: (
             item.get_closest_marker("slow") is not None,
@@ -78,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how often two engines disagreed where they may: at a near tie."""
     found = [
-        (report.nodeid.partition("::")[2].partition("@")[0], compared, excused)
+        (report.nodeid.partition("::")[2], compared, excused)
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", None) == "teardown"
