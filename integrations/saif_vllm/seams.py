@@ -165,6 +165,14 @@ CALLED = (SEND_ERROR, FINISH_REQUESTS, BLOCKS_OF, EVICT_BLOCKS)
 FUNCTIONS = (
     Seam("vllm.forward_context", "", "get_forward_context", ()),
     Seam("vllm.config", "", "set_current_vllm_config", ("vllm_config",)),
+    Seam("vllm.distributed.parallel_state", "", "get_pp_group", ()),
+    Seam(
+        "vllm.distributed.utils", "", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size")
+    ),
+    Seam("vllm.utils.import_utils", "", "resolve_obj_by_qualname", ("qualname",)),
+    Seam("vllm.model_executor.models.utils", "PPMissingLayer", "__init__", ("self",)),
+    Seam("vllm.model_executor.layers.attention", "Attention", "forward", ("self",)),
+    Seam("vllm.utils.argparse_utils", "FlexibleArgumentParser", "parse_args", ("self", "args")),
     Seam(
         "vllm.utils",
         "",
@@ -173,6 +181,10 @@ FUNCTIONS = (
     ),
 )
 ATTRIBUTES = (
+    Attribute("vllm.exceptions", "VLLMValidationError", "parameter"),
+    Attribute("vllm.v1.engine", "EngineCoreRequestType", "ADD"),
+    Attribute("vllm.v1.request", "RequestStatus", "FINISHED_ERROR"),
+    Attribute("vllm.v1.worker.worker_base", "WorkerBase", "model_runner"),
     Attribute("vllm.config.vllm", "VllmConfig", "additional_config"),
     Attribute("vllm.config.compilation", "CompilationConfig", "static_forward_context"),
     Attribute("vllm.forward_context", "ForwardContext", "no_compile_layers"),

@@ -43,7 +43,7 @@ def arm() -> None:
 
 
 def _load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    from vllm.distributed import get_pp_group
+    from vllm.distributed.parallel_state import get_pp_group
 
     config = SteeringConfig.from_vllm_config(self.vllm_config)
     if config is not None:
