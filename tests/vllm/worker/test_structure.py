@@ -142,7 +142,7 @@ def test_a_layer_that_does_not_run_once_is_refused(times: int) -> None:
             y = model.reads(model.layers[0](y))
         return y
 
-    with pytest.raises(ValueError, match=f"runs once a forward, got {times} runs"):
+    with pytest.raises(ValueError, match=f"runs once per forward, got {times} runs"):
         probe(model.layers[0], forward, D_MODEL, N_TOKENS)
 
 
