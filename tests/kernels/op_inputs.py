@@ -15,9 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encode_inputs import moments_arguments, rank_arguments, topk_arguments
+from prepare_steps_inputs import random_steps
 from steering_cases import make_case
-from steps_inputs import random_steps
-from tally_inputs import random_tally, tally_arguments
+from tally_steps_inputs import random_tally, tally_arguments
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -15,9 +15,9 @@ from unittest import mock
 import pytest
 import torch
 from op_inputs import DEVICE
+from prepare_steps_inputs import random_steps
 from steering_cases import make_case
-from steps_inputs import random_steps
-from tally_inputs import random_tally, tally_arguments
+from tally_steps_inputs import random_tally, tally_arguments
 from torch import Tensor
 from waits import Methods, Ops, described
 

@@ -17,7 +17,7 @@ from saif_kernels.prepare_steps import prepare_steps_torch_, prepare_steps_trito
 
 sys.path.insert(0, str(Path(__file__).parent))
 from op_inputs import DEVICE
-from steps_inputs import Span, make_steps, random_steps
+from prepare_steps_inputs import Span, make_steps, random_steps
 
 WINDOWS = {
     "generated": Window(),

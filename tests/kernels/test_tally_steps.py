@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from op_inputs import DEVICE
+from prepare_steps_inputs import Span, make_steps
 from steering_cases import make_case
-from steps_inputs import Span, make_steps
-from tally_inputs import random_tally, tally_arguments
+from tally_steps_inputs import random_tally, tally_arguments
 from torch import Tensor
 
 from saif_kernels import (
