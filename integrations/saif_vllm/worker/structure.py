@@ -131,7 +131,8 @@ def probe(
             output = forward()
         if len(calls) != 1:
             raise ValueError(
-                f"{name}: expected a decoder layer that runs once per forward, got {len(calls)} runs"
+                f"{name}: expected a decoder layer that runs once per forward, "
+                f"got {len(calls)} runs"
             )
         return output
 
