@@ -21,6 +21,8 @@ from saif_fast.evaluate.study import (
 from saif_fast.evaluate.trials import Choice, select
 from saif_fast.tasks import get_task
 
+pytestmark = pytest.mark.extended  # a minute: a study of five tasks
+
 TASKS = ("french", "german", "json", "keyword", "upper_case")
 SEARCH, N_SELECT, N_REPORT = Search(), 24, 100
 

@@ -24,7 +24,10 @@ from op_inputs import DEVICE
 from steering_cases import Case, random_edits
 from traffic import encode_traffic, rms_norm_traffic, set_of, steer_traffic
 
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="counts loads in Triton's interpreter")
+pytestmark = [
+    pytest.mark.extended,  # half a minute
+    pytest.mark.skipif(DEVICE != "cpu", reason="counts loads in Triton's interpreter"),
+]
 
 
 @contextmanager

@@ -256,6 +256,7 @@ def serve(steering: WorkerSteering, runner: Runner, positions: torch.dtype) -> N
         steering.batch.finish_step()
 
 
+@pytest.mark.extended  # twelve seconds each
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter")
 @pytest.mark.parametrize(
     ("options", "positions"),
