@@ -52,8 +52,8 @@ def prepared(unfused: Unfused, n_tokens: int, n_sets: int) -> tuple[object, ...]
     bank = SteeringBank.allocate(D_MODEL, n_sets, n_sets * N_LIVE, torch.float32, "cpu")
     rows = RequestRows.allocate(n_sets, 1, "cpu")
     for slot in range(n_sets):
-        bank.write(slot, slot * N_LIVE, unfused.edits())
-        rows.write(slot, [(slot, 1.0)], prompt_len=1)
+        bank.write_set(slot, slot * N_LIVE, unfused.edits())
+        rows.write_row(slot, [(slot, 1.0)], prompt_len=1)
     token_row = torch.arange(n_tokens, dtype=torch.int32) % n_sets
     return bank, rows, token_row, torch.ones(n_tokens)
 

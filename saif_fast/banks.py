@@ -116,6 +116,6 @@ class LayerBanks:
         """
         for layer, bank in self.banks.items():
             if layer in edits:
-                bank.write(placement.slot, placement.offset[layer], edits[layer])
+                bank.write_set(placement.slot, placement.offset[layer], edits[layer])
             else:
-                bank.clear(placement.slot)
+                bank.clear_slot(placement.slot)

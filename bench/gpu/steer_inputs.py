@@ -71,8 +71,8 @@ def in_a_bank(sets: list[LatentEdits], dtype: torch.dtype, device: str) -> Sets:
     bank = SteeringBank.allocate(d_model, len(sets), len(sets) * n_latents, dtype, device)
     rows = RequestRows.allocate(len(sets), 1, device)
     for slot, edits in enumerate(sets):
-        bank.write(slot, slot * n_latents, edits)
-        rows.write(slot, [(slot, 1.0)], prompt_len=1)
+        bank.write_set(slot, slot * n_latents, edits)
+        rows.write_row(slot, [(slot, 1.0)], prompt_len=1)
     return Sets(bank, rows)
 
 

@@ -162,7 +162,7 @@ def _request_rows(
     for row, request in enumerate(requests):
         if request is not None:
             pairs = [(slots[name], strength) for name, strength in request.sets]
-            rows.write(row, pairs, prompt_len=0, window=request.window)
+            rows.write_row(row, pairs, prompt_len=0, window=request.window)
     rows = RequestRows(rows.table.to(device))
     rows.prompt_len.copy_(prompt_lens)
     return rows

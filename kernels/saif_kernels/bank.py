@@ -2,71 +2,85 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
+
+from saif_kernels._tensor_tuple import Flag, Number, Row, TensorTuple, columns
 
 MAX_LATENTS = 64  # live latents of one set at one layer; a token's scratch on a GPU has that size
 
 
-class LatentEdits(NamedTuple):
-    """One latent set at one layer: k live latents, and the sum of its constants in ``vector``.
+class LatentTable(TensorTuple):
+    """The fields that have an entry per latent, in a set's edits and in a bank alike.
 
     Semantics: ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)`` with
-    ``a_i = pre_i if pre_i > threshold_i else 0`` and ``pre_i = <x, W_enc_i> + b_enc_i``; the set
-    adds ``vector + sum_i D_i * W_dec_i`` to the residual stream x.
-
-    All tensors are on the CPU; values are fp32 in the model's residual units.
+    ``a_i = pre_i if pre_i > threshold_i else 0`` and ``pre_i = <x, W_enc_i> + b_enc_i``; latent i
+    adds ``D_i * W_dec_i`` to the residual stream x.
     """
 
-    W_enc: Tensor  # [k, d_model]
-    b_enc: Tensor  # [k]
-    threshold: Tensor  # [k]; 0 is ReLU, -inf a linear probe
-    W_dec: Tensor  # [k, d_model]
-    p: Tensor  # [k]
-    q: Tensor  # [k]
-    lo: Tensor  # [k]
-    gated: Tensor  # [k] bool
+    W_enc: Row
+    W_dec: Row
+    b_enc: Number
+    threshold: Number  # 0 is ReLU, -inf a linear probe
+    p: Number
+    q: Number
+    lo: Number
+    gated: Flag
+
+    @staticmethod
+    def zeros(
+        n: int,
+        d_model: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> LatentTable:
+        """Return zeroed fields of ``n`` latents; rows have ``dtype``, numbers and flags their own.
+
+        Args:
+            n: latents.
+            d_model: channels of a row.
+            dtype: of the rows.
+            device: where the tensors are.
+
+        Examples:
+            >>> LatentTable.zeros(512, 2304, torch.bfloat16, "cuda").W_enc.shape
+            torch.Size([512, 2304])
+        """
+        return LatentTable(
+            *(
+                torch.zeros(
+                    (n, d_model) if column.is_row else (n,),
+                    dtype=column.dtype or dtype,
+                    device=device,
+                )
+                for column in columns(LatentTable).values()
+            )
+        )
+
+
+class LatentEdits(LatentTable):
+    """One latent set at one layer: k live latents, and the sum of its constants in ``vector``.
+
+    The set adds ``vector + sum_i D_i * W_dec_i`` to the residual stream. All tensors are on the
+    CPU; values are fp32 in the model's residual units.
+    """
+
     vector: Tensor  # [d_model]
 
     @classmethod
     def empty(cls, d_model: int) -> LatentEdits:
         """Return a set that does nothing at this layer: no live latent, and a zero vector."""
-        scalars = torch.zeros(0)
-        rows = torch.zeros(0, d_model)
-        return cls(
-            W_enc=rows,
-            b_enc=scalars,
-            threshold=scalars,
-            W_dec=rows,
-            p=scalars,
-            q=scalars,
-            lo=scalars,
-            gated=torch.zeros(0, dtype=torch.bool),
-            vector=torch.zeros(d_model),
-        )
+        return cls(**LatentTable.zeros(0, d_model)._asdict(), vector=torch.zeros(d_model))
 
 
-# The fields with an entry per latent, in LatentEdits and under the same names in SteeringBank.
-LATENT_FIELDS = tuple(name for name in LatentEdits._fields if name != "vector")
-
-
-class SteeringBank(NamedTuple):
+class SteeringBank(LatentTable):
     """A pool of P latents and S set slots of one hooked layer, allocated once and filled in place.
 
-    Pointers never change, so a captured CUDA graph reads what is loaded later. A slot that was
-    never written, or was cleared, has no latents and a zero vector: it steers nothing.
+    The fields of :class:`LatentTable` are the pool. Pointers never change, so a captured CUDA graph
+    reads what is loaded later. A slot that was never written, or was cleared, has no latents and a
+    zero vector: it steers nothing.
     """
 
-    W_enc: Tensor  # [P, d_model] model dtype
-    W_dec: Tensor  # [P, d_model] model dtype
-    b_enc: Tensor  # [P] fp32
-    threshold: Tensor  # [P] fp32
-    p: Tensor  # [P] fp32
-    q: Tensor  # [P] fp32
-    lo: Tensor  # [P] fp32
-    gated: Tensor  # [P] bool
     offset: Tensor  # [S] int32, pool index of the set's first latent
     n_latents: Tensor  # [S] int32, live latents of the set
     vector: Tensor  # [S, d_model] model dtype
@@ -93,7 +107,7 @@ class SteeringBank(NamedTuple):
 
         Examples:
             >>> bank = SteeringBank.allocate(2304, 8, 512, torch.bfloat16, "cuda")
-            >>> bank.write(slot=0, offset=0, edits=edits)
+            >>> bank.write_set(slot=0, offset=0, edits=edits)
         """
         # At least one entry each, so that a gather with index 0 is always legal.
         n_pool, n_sets = max(max_latents, 1), max(max_sets, 1)
@@ -102,14 +116,7 @@ class SteeringBank(NamedTuple):
             return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
-            W_enc=zeros(n_pool, d_model, dtype=dtype),
-            W_dec=zeros(n_pool, d_model, dtype=dtype),
-            b_enc=zeros(n_pool),
-            threshold=zeros(n_pool),
-            p=zeros(n_pool),
-            q=zeros(n_pool),
-            lo=zeros(n_pool),
-            gated=zeros(n_pool, dtype=torch.bool),
+            **LatentTable.zeros(n_pool, d_model, dtype, device)._asdict(),
             offset=zeros(n_sets, dtype=torch.int32),
             n_latents=zeros(n_sets, dtype=torch.int32),
             vector=zeros(n_sets, d_model, dtype=dtype),
@@ -117,7 +124,7 @@ class SteeringBank(NamedTuple):
             vector_norm=zeros(n_sets),
         )
 
-    def write(self, slot: int, offset: int, edits: LatentEdits) -> None:
+    def write_set(self, slot: int, offset: int, edits: LatentEdits) -> None:
         """Put ``edits`` into ``slot``, and its k latents into the pool from ``offset`` on.
 
         The caller keeps the free lists: no other slot may use these places of the pool.
@@ -126,7 +133,7 @@ class SteeringBank(NamedTuple):
         pool = slice(offset, offset + k)
         assert k <= MAX_LATENTS
         assert offset + k <= self.W_enc.shape[0] and slot < self.vector.shape[0]
-        for name in LATENT_FIELDS:
+        for name in LatentTable._fields:
             getattr(self, name)[pool].copy_(getattr(edits, name))
         self.vector[slot].copy_(edits.vector)
         self.W_dec_norm[pool] = self.W_dec[pool].float().norm(dim=1)
@@ -134,7 +141,7 @@ class SteeringBank(NamedTuple):
         self.offset[slot] = offset
         self.n_latents[slot] = k
 
-    def clear(self, slot: int) -> None:
+    def clear_slot(self, slot: int) -> None:
         """Make ``slot`` steer nothing; its places of the pool may be reused afterwards."""
         self.n_latents[slot] = 0
         self.vector[slot].zero_()

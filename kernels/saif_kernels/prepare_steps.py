@@ -63,7 +63,7 @@ def prepare_steps_(
 
     Examples:
         >>> rows = RequestRows.allocate(max_requests=1, max_sets_per_request=1, device="cpu")
-        >>> rows.write(0, [(0, 1.2)], prompt_len=3)
+        >>> rows.write_row(0, [(0, 1.2)], prompt_len=3)
         >>> token_row, token_scale = torch.empty(3, dtype=torch.int32), torch.empty(3)
         >>> starts, request_row = torch.tensor([[0, 3], [0, -1]], dtype=torch.int32)
         >>> positions = torch.arange(3)

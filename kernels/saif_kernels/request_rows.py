@@ -75,7 +75,7 @@ class RequestRows:
         rows.set_slot.fill_(-1)
         return rows
 
-    def write(
+    def write_row(
         self,
         row: int,
         pairs: Sequence[tuple[int, float]],
@@ -91,7 +91,7 @@ class RequestRows:
             window: the positions that are steered.
 
         Examples:
-            >>> rows.write(0, [(slot, 1.2)], prompt_len=9, window=Window(start=4))
+            >>> rows.write_row(0, [(slot, 1.2)], prompt_len=9, window=Window(start=4))
         """
         padding = self.set_slot.shape[1] - len(pairs)
         assert padding >= 0
@@ -106,9 +106,9 @@ class RequestRows:
         )
         copy_from_host(self.table[row], torch.frombuffer(bytearray(packed), dtype=torch.int32))
 
-    def clear(self, row: int) -> None:
+    def clear_row(self, row: int) -> None:
         """Make ``row`` steer nothing."""
-        self.write(row, [], prompt_len=0)
+        self.write_row(row, [], prompt_len=0)
 
 
 def copy_from_host(target: Tensor, host: Tensor) -> None:

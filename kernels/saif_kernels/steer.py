@@ -78,8 +78,8 @@ def steer_(
             written.
 
     Examples:
-        >>> bank.write(slot=0, offset=0, edits=edits)
-        >>> rows.write(0, [(0, 1.2)], prompt_len=9)  # request row 0: the set of slot 0, times 1.2
+        >>> bank.write_set(slot=0, offset=0, edits=edits)
+        >>> rows.write_row(0, [(0, 1.2)], prompt_len=9)  # request row 0: slot 0's set, times 1.2
         >>> steer_(hidden, residual, bank, rows, token_row, token_scale)
     """
     check_batch(hidden, residual, bank, token_row, token_scale)

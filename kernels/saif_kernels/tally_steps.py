@@ -76,7 +76,7 @@ class Tally:
         names = ("table", "token_fresh", "dose", "missed")
         return {name: getattr(self, name) for name in names}
 
-    def clear(self, row: int) -> None:
+    def clear_row(self, row: int) -> None:
         """Make ``row`` ready for another request, in one copy for which the host does not wait."""
         copy_from_host(self.table[row], self._cleared)
 

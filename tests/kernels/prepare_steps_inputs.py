@@ -70,7 +70,7 @@ def random_steps(
     columns = zip(*(random(40, n_requests) for _ in range(5)), strict=True)
     for row, (prompt_len, prompt, start, length, omega) in enumerate(columns):
         window = Window(bool(prompt % 2), start, start + 1 + 4 * length, omega / 40, 2.0)
-        rows.write(row, [(0, 1.0)], 1 + prompt_len, window)
+        rows.write_row(row, [(0, 1.0)], 1 + prompt_len, window)
     borders = [0, *sorted(random(n_tokens, n_requests - 1)), n_tokens - n_tokens // 8]
     lengths = [max(0, end - begin) for begin, end in pairwise(borders)]
     asked = [row if i % 4 else -1 for i, row in enumerate(random(n_requests, n_requests))]

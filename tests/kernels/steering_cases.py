@@ -106,7 +106,7 @@ def make_case(
     kinds, offset = list(EDITS), 0
     for slot, k in enumerate(latents):
         chosen = [kinds[i % len(kinds)] for i in range(k)]
-        bank.write(slot, offset, random_edits(d_model, chosen, generator))
+        bank.write_set(slot, offset, random_edits(d_model, chosen, generator))
         offset += k
     rows = RequestRows.allocate(n_requests, max_pairs, "cpu")
     combination = torch.randperm(len(latents), generator=generator)[:max_pairs]
@@ -116,7 +116,7 @@ def make_case(
             slots = combination
         strengths = torch.randn(len(slots), generator=generator)
         pairs = list(zip(slots.tolist(), strengths.tolist(), strict=True))
-        rows.write(row, pairs, prompt_len=1)
+        rows.write_row(row, pairs, prompt_len=1)
     token_row = torch.randint(-1, n_requests, (n_tokens,), generator=generator).int()
     token_scale = torch.rand(n_tokens, generator=generator)
     token_scale[torch.rand(n_tokens, generator=generator) < idle] = 0.0

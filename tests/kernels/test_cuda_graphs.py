@@ -124,7 +124,7 @@ def test_a_step_replays_with_new_positions_and_requests() -> None:
     for seed, ends in ((1, [0, 30, 31, 100, 120]), (2, [0, 1, 60, 60, 128])):
         fresh = make_case(n_tokens=n_tokens, seed=seed).to(DEVICE)
         fill(static, fresh)
-        static.rows.write(seed, [(1, 0.5)], 40, Window(prompt=True, omega=0.1))
+        static.rows.write_row(seed, [(1, 0.5)], 40, Window(prompt=True, omega=0.1))
         starts.copy_(torch.tensor(ends))
         request_row.copy_(torch.tensor([seed, -1, 0, 3]))
         positions.copy_(torch.arange(n_tokens) + seed)
@@ -155,7 +155,7 @@ def test_a_step_replays_with_its_tally(n_tokens: int, d_model: int, max_dose: fl
 
     def tallied(launch: Callable[[], object], hidden: Tensor) -> tuple[Tensor, ...]:
         for row in range(4):
-            tally.clear(row)
+            tally.clear_row(row)
         static.hidden.copy_(hidden)
         launch()
         return static.hidden.clone(), *(table.clone() for table in Tally.columns(tally.table))
@@ -165,7 +165,7 @@ def test_a_step_replays_with_its_tally(n_tokens: int, d_model: int, max_dose: fl
         fresh = make_case(n_tokens=n_tokens, d_model=d_model, seed=seed).to(DEVICE)
         fill(static, fresh)
         for row in (0, 3):
-            static.rows.write(row, [(row % 2, 0.5), (2, 1.0)], 2 + seed)
+            static.rows.write_row(row, [(row % 2, 0.5), (2, 1.0)], 2 + seed)
         replayed, launched = (tallied(launch, fresh.hidden) for launch in (replay, step))
         assert (launched[1][:, Tally.STEERED] > 0).tolist() == [True, False, False, True]
         assert torch.equal(launched[1][:, Tally.PLANNED], launched[1][:, Tally.STEERED])

@@ -34,9 +34,9 @@ sys.modules["triton"] = None
 import torch
 from saif_kernels import LatentEdits, RequestRows, SteeringBank, steer_
 bank = SteeringBank.allocate(4, 1, 1, torch.float32, "cpu")
-bank.write(0, 0, LatentEdits.empty(4)._replace(vector=torch.ones(4)))
+bank.write_set(0, 0, LatentEdits.empty(4)._replace(vector=torch.ones(4)))
 rows = RequestRows.allocate(1, 1, "cpu")
-rows.write(0, [(0, 2.0)], prompt_len=1)
+rows.write_row(0, [(0, 2.0)], prompt_len=1)
 hidden = torch.zeros(1, 4)
 steer_(hidden, None, bank, rows, torch.zeros(1, dtype=torch.int32), torch.ones(1))
 print(hidden.tolist())

@@ -54,7 +54,7 @@ def tolerance(scale: float, window: Window) -> float:
 def table_of(*windows: Window, prompt_len: int = PROMPT_LEN) -> RequestRows:
     rows = RequestRows.allocate(len(windows), 1, DEVICE)
     for row, window in enumerate(windows):
-        rows.write(row, [(0, 1.0)], prompt_len, window)
+        rows.write_row(row, [(0, 1.0)], prompt_len, window)
     return rows
 
 
@@ -276,13 +276,13 @@ def test_misfit_counts_are_refused(name: str, wrong: torch.Tensor | None) -> Non
 
 def test_a_row_lies_in_one_table() -> None:
     rows = RequestRows.allocate(3, 2, DEVICE)
-    rows.write(1, [(4, -0.5)], 7, Window(True, 1, 2, 0.25, 3.5))
+    rows.write_row(1, [(4, -0.5)], 7, Window(True, 1, 2, 0.25, 3.5))
     columns = ("prompt_len", "prompt", "start", "stop", "omega", "power")
     assert [getattr(rows, name)[1].item() for name in columns] == [7, 1, 1, 2, 0.25, 3.5]
     assert rows.set_slot.tolist() == [[-1, -1], [4, -1], [-1, -1]]
     assert rows.strength.tolist() == [[0, 0], [-0.5, 0], [0, 0]]
     moved = RequestRows(rows.table.clone())
     assert all(torch.equal(getattr(moved, c), getattr(rows, c)) for c in (*columns, "strength"))
-    rows.clear(1)
+    rows.clear_row(1)
     assert (rows.set_slot == -1).all() and (rows.strength == 0).all()
     assert moved.set_slot[1, 0] == 4

@@ -54,7 +54,7 @@ def test_equals_the_specification_at_awkward_sizes(
 def test_every_edit_alone(kind: str) -> None:
     generator = torch.Generator().manual_seed(1)
     case = make_case(n_tokens=40, latents=(5,), dtype=torch.float64)
-    case.bank.write(0, 0, random_edits(64, [kind] * 5, generator))
+    case.bank.write_set(0, 0, random_edits(64, [kind] * 5, generator))
     check(case)
 
 
@@ -71,9 +71,9 @@ def test_a_linear_probe_projects_onto_the_given_value() -> None:
         lo=torch.tensor([-torch.inf]),
         gated=torch.tensor([False]),
     )
-    bank.write(0, 0, probe)
+    bank.write_set(0, 0, probe)
     rows = RequestRows.allocate(1, 1, "cpu")
-    rows.write(0, [(0, 1.0)], prompt_len=1)
+    rows.write_row(0, [(0, 1.0)], prompt_len=1)
     hidden = torch.randn(5, 16, dtype=torch.float64)
     steer_(hidden, None, bank, rows, torch.zeros(5, dtype=torch.int32), torch.ones(5))
     torch.testing.assert_close(hidden @ unit, torch.full((5,), 3.0, dtype=torch.float64))
@@ -119,7 +119,7 @@ def test_the_order_of_sets_does_not_matter() -> None:
 def test_a_cleared_slot_steers_nothing() -> None:
     case = make_case(n_tokens=20)
     for slot in range(3):
-        case.bank.clear(slot)
+        case.bank.clear_slot(slot)
     hidden = case.hidden.clone()
     steer_(hidden, *case[1:])
     assert torch.equal(hidden, case.hidden)

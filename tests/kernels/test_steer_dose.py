@@ -123,7 +123,7 @@ def test_asking_for_the_dose_changes_no_bit_of_hidden(n_latents: int, regime: No
 def test_a_set_that_changes_nothing_has_dose_zero(op: str, regime: None) -> None:
     case = make_case(n_tokens=20).to(DEVICE)
     for slot in range(len(case.bank.offset)):
-        case.bank.clear(slot)
+        case.bank.clear_slot(slot)
     dose = run(OPS[op], case, empty=torch.nan)[1]
     steered = (case.token_row >= 0) & (case.token_scale != 0)
     assert (dose[:20][steered, 0, 0] == 0).all()

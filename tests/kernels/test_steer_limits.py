@@ -145,5 +145,5 @@ def test_the_bank_knows_the_lengths_of_its_rows(dtype: torch.dtype) -> None:
     bank = make_case(n_tokens=1, dtype=dtype).bank
     torch.testing.assert_close(bank.W_dec_norm, bank.W_dec.float().norm(dim=1))
     torch.testing.assert_close(bank.vector_norm, bank.vector.float().norm(dim=1))
-    bank.clear(0)
+    bank.clear_slot(0)
     assert bank.vector_norm[0] == 0

@@ -23,7 +23,7 @@ from steering_cases import (
 
 import saif_kernels.steer as steer
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
-from saif_kernels.bank import LATENT_FIELDS
+from saif_kernels.bank import LatentTable
 
 # Largest error and root of the mean squared one, over the largest expected value.
 TOLERANCE = {
@@ -85,7 +85,7 @@ def test_equals_float64(factors: dict[str, object], regime: None) -> None:
 def test_every_edit(kind: str, regime: None) -> None:
     generator = torch.Generator().manual_seed(1)
     case = make_case(n_tokens=40, latents=(5,), max_pairs=1)
-    case.bank.write(0, 0, random_edits(64, [kind] * 5, generator))
+    case.bank.write_set(0, 0, random_edits(64, [kind] * 5, generator))
     check(case.to(DEVICE))
 
 
@@ -120,7 +120,7 @@ def test_a_broken_token_breaks_no_other(n_tokens: int, value: float, regime: Non
 def test_edits_beyond_fp16_reach_the_store_unbroken() -> None:
     # 70,000 units of a latent whose row is 1e-3: the product is small, the factor is not.
     case = make_case(n_tokens=70, latents=(1,), max_pairs=1, dtype=torch.float16)
-    case.bank.write(0, 0, random_edits(64, ["clamp"], torch.Generator().manual_seed(2)))
+    case.bank.write_set(0, 0, random_edits(64, ["clamp"], torch.Generator().manual_seed(2)))
     case.bank.p.fill_(70_000.0)
     case.bank.W_dec.mul_(1e-3)
     case.rows.strength.fill_(1.0)
@@ -168,7 +168,7 @@ class TestProperties:
         for slot in range(len(shuffled.offset)):
             first, k = int(shuffled.offset[slot]), int(shuffled.n_latents[slot])
             order = first + torch.randperm(k, generator=generator).to(DEVICE)
-            for name in LATENT_FIELDS:
+            for name in LatentTable._fields:
                 table = getattr(shuffled, name)
                 table[first : first + k] = table[order]
         rows = RequestRows(case.rows.table.clone())
@@ -215,7 +215,7 @@ class TestProperties:
         results = []
         for edits in (live, folded):
             bank = SteeringBank.allocate(d_model, len(case.bank.offset), 4, torch.float32, "cpu")
-            bank.write(0, 0, edits)
+            bank.write_set(0, 0, edits)
             results.append(run(case._replace(bank=bank).to(DEVICE)))
         self.same(*results)
 

@@ -167,7 +167,7 @@ class Engine:
         ]
         self.rows = RequestRows.allocate(n_requests, 3, DEVICE)
         for row in range(n_requests):
-            self.rows.write(row, [(0, 0.5), (1, 1.0)], prompt_len)
+            self.rows.write_row(row, [(0, 0.5), (1, 1.0)], prompt_len)
         self.tally = Tally.allocate(n_layers, 64, n_requests, DEVICE)
         self.doses: list[Tensor] = []  # [L, T] of each step, from the changes themselves
 
@@ -252,7 +252,7 @@ def test_a_cleared_row_begins_anew_and_leaves_the_others() -> None:
     engine = Engine()
     engine.step(Span(0, 3, 1), Span(1, 3, 1))
     other = engine.tally.table[1].clone()
-    engine.tally.clear(0)
+    engine.tally.clear_row(0)
     assert counts_of(engine.tally) == [0, 0, -1]
     assert not engine.tally.dose_sum[0].any() and not engine.tally.dose_max[0].any()
     assert torch.equal(engine.tally.table[1], other)
@@ -266,7 +266,7 @@ def test_pointers_never_change() -> None:
     names = ("table", "token_fresh", "dose", "missed", "counts", "dose_sum", "dose_max")
     pointers = [getattr(tally, name).data_ptr() for name in names]
     engine.step(Span(0, 3, 2))
-    tally.clear(0)
+    tally.clear_row(0)
     assert [getattr(tally, name).data_ptr() for name in names] == pointers
     assert (tally.counts[:, HIGHEST_POSITION] == -1).all()
     assert tuple(tally.tensors()) == names[:4]
@@ -292,6 +292,6 @@ def test_misfits_are_refused_before_anything_is_written(token_row: Tensor) -> No
 
 def test_a_prompt_that_is_steered_whole_counts_its_tokens() -> None:
     engine = Engine()
-    engine.rows.write(0, [(0, 1.0)], 4, Window(prompt=True))
+    engine.rows.write_row(0, [(0, 1.0)], 4, Window(prompt=True))
     engine.step(Span(0, 0, 4))
     assert counts_of(engine.tally) == [4, 4, 3]

@@ -64,8 +64,8 @@ def steered(n_tokens: int, n_sets: int, n_latents: int, d_model: int) -> Case:
     rows = RequestRows.allocate(n_sets, 1, "cpu")
     for slot in range(n_sets):
         edits = random_edits(d_model, ["clamp"] * n_latents, generator)
-        bank.write(slot, slot * n_latents, edits)
-        rows.write(slot, [(slot, 1.0)], prompt_len=1)
+        bank.write_set(slot, slot * n_latents, edits)
+        rows.write_row(slot, [(slot, 1.0)], prompt_len=1)
     hidden, residual = torch.randn(2, n_tokens, d_model, generator=generator)
     token_row = torch.tensor([set_of(t, n_tokens, n_sets) for t in range(n_tokens)]).int()
     return Case(hidden, residual, bank, rows, token_row, torch.ones(n_tokens))

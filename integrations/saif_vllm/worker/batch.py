@@ -184,6 +184,6 @@ class BatchTables:
             return -1
         row = self._free_rows.pop()
         pairs = [(use.slot, use.strength) for use in steered.sets]
-        self.rows.write(row, pairs, request.prompt_len, steered.window)
+        self.rows.write_row(row, pairs, request.prompt_len, steered.window)
         self.proof.take_row(row, steered)
         return row

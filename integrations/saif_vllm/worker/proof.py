@@ -68,7 +68,7 @@ class Proof:
             self._free.append(oldest)
         saved = self._free.pop()
         self._ended_rows[saved].copy_(self.tally.table[row])
-        self.tally.clear(row)
+        self.tally.clear_row(row)
         self.signals.forget_row(row)
         self._ended[steered.serial] = steered, saved
 

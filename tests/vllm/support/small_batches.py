@@ -87,5 +87,5 @@ def hooked_layer(
 ) -> HookedLayer:
     """Make a layer whose set in slot 0 adds ``value`` to each channel."""
     bank = SteeringBank.allocate(D_MODEL, 2, 1, torch.float32, "cpu")
-    bank.write(0, 0, LatentEdits.empty(D_MODEL)._replace(vector=torch.full((D_MODEL,), value)))
+    bank.write_set(0, 0, LatentEdits.empty(D_MODEL)._replace(vector=torch.full((D_MODEL,), value)))
     return HookedLayer(bank, tables, 0, max_dose)

@@ -305,7 +305,7 @@ def test_edits_of_a_set_are_no_trace() -> None:
     edits = LatentEdits.empty(D_MODEL)._replace(vector=torch.ones(D_MODEL))
     for steering in (fresh, started):
         for layer in LAYERS:
-            steering.banks.banks[layer].write(0, 0, edits)
+            steering.banks.banks[layer].write_set(0, 0, edits)
         serve(steering, V1(steering), torch.int64)
     reports = [
         [(found.planned, found.steered, found.dose) for found in steering.batch.proof.report()]
