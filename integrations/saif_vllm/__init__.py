@@ -1,11 +1,12 @@
 """SAE steering for an unmodified vLLM: ``LLM(model, **saif_vllm.engine_args("sets"))``.
 
-A request has five types in turn, each made by one module for others to read::
+A request has six types in turn, each made by one module for others to read::
 
     SteeringRequest   the names of sets          saif_fast.request -> parsing
     Parsed            the sets on offer          parsing           -> frontend, core.admission
-    Steered           content hashes and slots   core.admission    -> core, and on to worker
+    Steered           content hashes             core.admission    -> core
     Admitted          the core's record          core.admission    -> core
+    Placed            the hashes' slots, too     core.admission    -> worker
     BatchRequest      the worker's record        worker.patches    -> worker.batch
 
 Importing this package needs the standard library only: vLLM imports plugins in all its processes.

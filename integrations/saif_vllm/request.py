@@ -1,4 +1,4 @@
-"""Types that travel with a request: ``Found`` to the core, ``Steered`` on to the workers.
+"""Types that travel with a request: ``Found`` to the core, ``Placed`` on to the workers.
 
 They travel in ``extra_args`` of vLLM's ``SamplingParams``, which is the user's part of a request.
 """
@@ -41,14 +41,12 @@ class SetUse(msgspec.Struct, frozen=True):
     content_hash: str
     strength: float
     changes_kv: bool  # it edits a layer below the last, so that later layers' KV depends on it
-    slot: int = -1  # in the workers' banks; -1: the set is not loaded yet
 
 
 class Steered(msgspec.Struct, frozen=True):
-    """The steering of a request, as the engine core hands it to the workers.
+    """The steering of a request that the engine core has checked.
 
-    It takes the place of the user's keys, see :func:`put_steered`. A worker accepts nothing else,
-    so no request reaches it past the core's checks.
+    It takes the place of the user's keys, see :func:`put_steered`.
 
     Attributes:
         sets: with strengths.
@@ -63,6 +61,24 @@ class Steered(msgspec.Struct, frozen=True):
     capture: int = -1
     request_id: str = ""
     serial: int = -1
+
+
+class Placed(Steered, frozen=True, kw_only=True):
+    """The steering of a request whose sets are loaded, as the engine core hands it to the workers.
+
+    A worker accepts nothing else, so no request reaches it past the core's checks, or before its
+    sets.
+    """
+
+    slots: tuple[int, ...]  # in the workers' banks, of each of the sets
+
+    @classmethod
+    def of(cls, steered: Steered, slots: Mapping[str, int]) -> Placed:
+        """Add the slots, which are given by content hash."""
+        return cls(
+            **msgspec.structs.asdict(steered),
+            slots=tuple(slots[use.content_hash] for use in steered.sets),
+        )
 
 
 def format_sets(steered: Steered) -> str:
@@ -102,15 +118,13 @@ def get_steered(params: Any) -> Steered | None:
     return None if params is None else (params.extra_args or {}).get(_STEERED_KEY)
 
 
-def get_loaded_steered(params: Any) -> Steered | None:
-    """Return what :func:`get_steered` does, for a worker: all sets have slots.
+def get_placed(params: Any) -> Placed | None:
+    """Return what :func:`get_steered` does, for a worker: the sets are loaded.
 
     Raises:
         RuntimeError: the request went past the engine core's check, so its sets are not loaded.
     """
-    steered = get_steered(params)
-    if steered is None:
-        return None
-    if not isinstance(steered, Steered) or any(use.slot < 0 for use in steered.sets):
+    placed = get_steered(params)
+    if placed is not None and not isinstance(placed, Placed):
         raise RuntimeError("a steered request reached the worker unchecked: the seam is not armed")
-    return steered
+    return placed

@@ -9,12 +9,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from saif_vllm.catalog import Lookup, Offered, SetCatalog
 from saif_vllm.core.residency import Residency
 from saif_vllm.parsing import parse_extra_args
-from saif_vllm.request import SetUse, Steered, put_steered, split_keys, take_found
+from saif_vllm.request import Placed, SetUse, Steered, put_steered, split_keys, take_found
 
 
 @dataclass(eq=False)
@@ -26,7 +24,7 @@ class Admitted:
     steered: Steered
     sets: dict[str, Offered]  # by content hash
     keys: dict[str, object]  # as the user gave them
-    has_sets: bool = False  # its sets are loaded and kept for it
+    placed: Placed | None = None  # while its sets are loaded and kept for it
     aborted: bool = False  # while it waited for room
     changed: bool = False  # a piece of its streaming input asks for something else
 
@@ -145,8 +143,10 @@ class Admission:
         self._requeued.discard(admitted)
         if admitted.aborted:
             return
-        if admitted.has_sets or (not self._queue and self._acquire_sets(admitted)):
-            put_steered(request.sampling_params, admitted.steered)  # with the slots of its sets
+        if admitted.placed is None and not self._queue:
+            self._acquire_sets(admitted)
+        if admitted.placed is not None:
+            put_steered(request.sampling_params, admitted.placed)
             start()
         else:
             self._queue.append((admitted, retry))
@@ -166,8 +166,8 @@ class Admission:
     def release(self, admitted: Admitted) -> None:
         """Give back the sets of a request that has ended, and start those that waited for room."""
         self._sessions.pop(admitted.request_id, None)
-        if admitted.has_sets:
-            admitted.has_sets = False
+        if admitted.placed is not None:
+            admitted.placed = None
             self._residency.release(admitted.sets, user=admitted)
         self._advance_queue()
 
@@ -196,12 +196,5 @@ class Admission:
         slots = self._residency.acquire(admitted.sets, user=admitted)
         if slots is None:
             return False
-        admitted.has_sets = True
-        admitted.steered = msgspec.structs.replace(
-            admitted.steered,
-            sets=tuple(
-                msgspec.structs.replace(use, slot=slots[use.content_hash])
-                for use in admitted.steered.sets
-            ),
-        )
+        admitted.placed = Placed.of(admitted.steered, slots)
         return True

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saif_kernels import RequestRows, copy_from_host, prepare_steps_
-from saif_vllm.request import Steered
+from saif_vllm.request import Placed
 from saif_vllm.worker.capture import LastTokenCapture, Wanted
 from saif_vllm.worker.proof import Proof
 
@@ -26,7 +26,7 @@ class BatchRequest:
     Compared by identity: request ids can be reused, and an identity check costs nothing per step.
     """
 
-    steered: Steered | None
+    steered: Placed | None
     prompt_len: int  # tokens
 
 
@@ -183,7 +183,8 @@ class BatchTables:
         if steered is None or not steered.sets:
             return -1
         row = self._free_rows.pop()
-        pairs = [(use.slot, use.strength) for use in steered.sets]
+        strengths = (use.strength for use in steered.sets)
+        pairs = list(zip(steered.slots, strengths, strict=True))
         self.rows.write_row(row, pairs, request.prompt_len, steered.window)
         self.proof.take_row(row, steered)
         return row

@@ -12,7 +12,7 @@ from torch import Tensor
 from saif_fast.latent_set import LatentSet
 from saif_fast.placement import Placement
 from saif_kernels import FEW_TOKENS, LatentEdits, Window, compiles_in_time
-from saif_vllm.request import SetUse, Steered
+from saif_vllm.request import Placed, SetUse
 from saif_vllm.worker.batch import BatchRequest
 from saif_vllm.worker.layers import HookedLayer, WorkerSteering
 from saif_vllm.worker.override import override
@@ -109,10 +109,10 @@ def _with_canary(
 ) -> Any:
     tables, placement = steering.batch, Placement(_SLOT, {layer: 0})
     steering.banks.write_set(placement, {layer: edits})
-    use = SetUse("canary", "", 1.0, changes_kv=False, slot=_SLOT)
+    use = SetUse("canary", "", 1.0, changes_kv=False)
     capture = -1 if tables.capture is None else 0
-    steered = Steered((use,), Window(prompt=True), capture, request_id="canary")
-    with tables.rehearse(BatchRequest(steered, prompt_len=batch.n_tokens), batch.n_tokens):
+    placed = Placed((use,), Window(prompt=True), capture, request_id="canary", slots=(_SLOT,))
+    with tables.rehearse(BatchRequest(placed, prompt_len=batch.n_tokens), batch.n_tokens):
         output = _forward(runner, batch)
         _check_evidence(steering.layers[layer], layer, batch)
     if tables.capture is not None:

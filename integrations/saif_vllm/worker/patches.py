@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saif_vllm.config import SteeringConfig
-from saif_vllm.request import get_loaded_steered
+from saif_vllm.request import get_placed
 from saif_vllm.seams import (
     LOAD_MODEL,
     V1_DUMMY_RUN,
@@ -117,7 +117,7 @@ def _batch_request(state: Any) -> BatchRequest:
     known: BatchRequest | None = getattr(state, "saif_batch_request", None)
     # A piece of streaming input moves the prompt's end, and so makes a new one.
     if known is None or known.prompt_len != state.num_prompt_tokens:
-        steered = get_loaded_steered(state.sampling_params)
+        steered = get_placed(state.sampling_params)
         known = state.saif_batch_request = BatchRequest(steered, state.num_prompt_tokens)
     return known
 
@@ -134,7 +134,7 @@ def _arm_v2(runner: Any, tables: BatchTables) -> None:
     def add_request(req_index: int, new_req_data: Any) -> None:
         original_add(req_index, new_req_data)
         requests[new_req_data.req_id] = BatchRequest(
-            get_loaded_steered(new_req_data.sampling_params),
+            get_placed(new_req_data.sampling_params),
             length(new_req_data.prompt_token_ids, new_req_data.prompt_embeds),
         )
 

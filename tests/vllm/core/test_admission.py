@@ -13,7 +13,7 @@ from stand_in_core import Core, admission, save, taken_in
 from saif_kernels import Window
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.core.admission import Admission
-from saif_vllm.request import SetUse, Steered, get_loaded_steered
+from saif_vllm.request import SetUse, Steered, get_placed
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_who_waits_may_be_aborted(core: Core, when: str) -> None:
     core.end(fourth)
     core.end(first)
     assert core.admission.waiting == 0
-    assert core.ask("a + b").has_sets  # nothing of the aborted one was left behind
+    assert core.ask("a + b").placed  # nothing of the aborted one was left behind
 
 
 def test_who_waits_behind_one_that_is_aborted_goes_on(core: Core) -> None:
@@ -174,13 +174,13 @@ def test_only_what_the_core_admitted_reaches_the_worker(admitting: Admission) ->
         request.sampling_params.extra_args,
     ):
         with pytest.raises(RuntimeError, match="unchecked"):
-            get_loaded_steered(SimpleNamespace(extra_args=extra_args))
+            get_placed(SimpleNamespace(extra_args=extra_args))
     request.saif_admitted = asked
     admitting.add(request, lambda: None, lambda: None)
-    assert get_loaded_steered(request.sampling_params) is asked.steered
-    assert asked.steered.sets[0].slot >= 0
-    assert get_loaded_steered(SimpleNamespace(extra_args={"other": 1})) is None
-    assert get_loaded_steered(None) is None
+    assert get_placed(request.sampling_params) is asked.placed is not None
+    assert asked.placed.slots == (0,)
+    assert get_placed(SimpleNamespace(extra_args={"other": 1})) is None
+    assert get_placed(None) is None
 
 
 def test_the_core_checks_what_went_past_the_front_end(admitting: Admission) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saif_kernels import LatentEdits, RequestRows, SteeringBank, Tally, Window
-from saif_vllm.request import SetUse, Steered
+from saif_vllm.request import Placed, SetUse
 from saif_vllm.worker.batch import BatchRequest, BatchTables
 from saif_vllm.worker.capture import LastTokenCapture
 from saif_vllm.worker.layers import HookedLayer
@@ -26,21 +26,19 @@ def make_tables(warn_dose: float | None = None, captures: bool = False) -> Batch
     return BatchTables(RequestRows.allocate(MAX_REQUESTS, 2, "cpu"), proof, MAX_TOKENS, capture)
 
 
-def asking(*sets: str, **window: Any) -> Steered:
+def asking(*sets: str, **window: Any) -> Placed:
     """Make what a request for these sets carries."""
-    uses = tuple(
-        SetUse(name, name * 64, 1.0 + i, changes_kv=False, slot=SLOTS[name])
-        for i, name in enumerate(sets)
-    )
+    uses = tuple(SetUse(name, name * 64, 1.0 + i, changes_kv=False) for i, name in enumerate(sets))
     name, serial = "+".join(sets), next(_SERIALS)
-    return Steered(uses, Window(**window), request_id=name, serial=serial)
+    slots = tuple(SLOTS[name] for name in sets)
+    return Placed(uses, Window(**window), request_id=name, serial=serial, slots=slots)
 
 
 A, B, BOTH = asking("a"), asking("b"), asking("a", "b")
 _RUNNING: dict[tuple[str, int, int], BatchRequest] = {}
 
 
-def _request(name: str, asked: Steered | None, prompt_len: int) -> BatchRequest:
+def _request(name: str, asked: Placed | None, prompt_len: int) -> BatchRequest:
     """Return one object per request, as the patches of the model runners do."""
     new = BatchRequest(asked, prompt_len)
     return _RUNNING.setdefault((name, id(asked), prompt_len), new)
@@ -48,7 +46,7 @@ def _request(name: str, asked: Steered | None, prompt_len: int) -> BatchRequest:
 
 def run(
     tables: BatchTables,
-    *batch: tuple[str, Steered | None, int, range],
+    *batch: tuple[str, Placed | None, int, range],
     forward: bool = True,
 ) -> None:
     """Run one step of requests: (id, what it asks for, prompt length, positions) each.

@@ -28,6 +28,12 @@ def admission(offered: SetCatalog) -> Admission:
     return Admission(offered, Residency(offered, lambda placement, edits: None), lambda: None)
 
 
+def slots_of(admitted: Admitted) -> tuple[int, ...]:
+    """Return the slots of a running request's sets."""
+    assert admitted.placed is not None
+    return admitted.placed.slots
+
+
 class Core:
     """An engine core of which only admission and residency are real."""
 
@@ -50,7 +56,7 @@ class Core:
 
     @staticmethod
     def _used(admitted: Admitted) -> set[int]:
-        return {use.slot for use in admitted.steered.sets}
+        return set(slots_of(admitted))
 
     def ask(self, text: str) -> Admitted:
         self._ids += 1
@@ -72,7 +78,7 @@ class Core:
         request = taken_in(admitted)
 
         def start() -> None:
-            assert get_steered(request.sampling_params) is admitted.steered
+            assert get_steered(request.sampling_params) is admitted.placed
             self.running.append(admitted)
 
         self.admission.add(request, start, lambda: self.resubmitted.append(admitted))
@@ -88,7 +94,7 @@ class Core:
 
     def values(self, admitted: Admitted) -> list[float]:
         """Return what the workers would add for a request."""
-        return [self.slots[use.slot] for use in admitted.steered.sets]
+        return [self.slots[slot] for slot in slots_of(admitted)]
 
 
 def save(folder: Path, n_live: int = 0, **values: float) -> None:

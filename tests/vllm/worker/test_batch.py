@@ -23,7 +23,7 @@ from torch import Tensor
 from waits import Methods, Ops
 
 from saif_kernels import Window, copy_from_host, prepare_steps_
-from saif_vllm.request import Steered
+from saif_vllm.request import Placed
 from saif_vllm.worker.batch import BatchRequest, BatchTables
 
 
@@ -195,12 +195,12 @@ def test_a_step_that_was_not_begun_stops_the_engine(tables: BatchTables) -> None
 
 
 def record_of_a_step(
-    others: tuple[Steered | None, ...], captures: bool, max_dose: float | None
+    others: tuple[Placed | None, ...], captures: bool, max_dose: float | None
 ) -> list[object]:
     """Record the ops of a step whose batch is that of the step before; fail if a step waits."""
     tables = make_tables(warn_dose=0.5, captures=captures)
     layer, hidden = hooked_layer(tables, max_dose=max_dose), torch.zeros(8, D_MODEL)
-    asked = [A, *others, *([Steered((), Window(), capture=3)] if captures else [])]
+    asked = [A, *others, *([Placed((), Window(), capture=3, slots=())] if captures else [])]
 
     def forward(position: int, n_requests: int) -> list[object]:
         positions = range(position, position + 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saif_fast.banks import HookedModel, LayerBanks
 from saif_kernels import LatentEdits, RequestRows, Tally, Window
-from saif_vllm.request import SetUse, Steered
+from saif_vllm.request import Placed, SetUse
 from saif_vllm.worker import canary
 from saif_vllm.worker.batch import BatchRequest, BatchTables
 from saif_vllm.worker.capture import LastTokenCapture
@@ -223,10 +223,11 @@ def launched() -> Iterator[list[Any]]:
 def serve(steering: WorkerSteering, runner: Runner, positions: torch.dtype) -> None:
     """Run steps of requests that come, go and come back."""
 
-    def asking(*pairs: tuple[int, float], **window: Any) -> Steered:
-        uses = tuple(SetUse("x", "x", strength, False, slot) for slot, strength in pairs)
+    def asking(*pairs: tuple[int, float], **window: Any) -> Placed:
+        uses = tuple(SetUse("x", "x", strength, False) for _, strength in pairs)
         capture = -1 if steering.batch.capture is None else 1
-        return Steered(uses, Window(**window), capture, serial=next(SERIALS))
+        slots = tuple(slot for slot, _ in pairs)
+        return Placed(uses, Window(**window), capture, serial=next(SERIALS), slots=slots)
 
     one = BatchRequest(asking((0, 1.0)), 5)
     decaying = BatchRequest(asking((1, -2.0), (2, 0.5), start=1, stop=9, omega=0.3), 3)

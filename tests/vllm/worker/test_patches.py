@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saif_kernels import Window
-from saif_vllm.request import Steered
+from saif_vllm.request import Placed
 from saif_vllm.worker.patches import arm_runner, check_runner
 
 
@@ -123,7 +123,7 @@ def test_a_runner_that_would_swallow_what_a_dummy_batch_is_told_is_refused(
 
 
 def params(name: str) -> Any:
-    return SimpleNamespace(extra_args={"saif": Steered((), Window(), request_id=name)})
+    return SimpleNamespace(extra_args={"saif": Placed((), Window(), request_id=name, slots=())})
 
 
 UNCHECKED = SimpleNamespace(extra_args={"saif": "french"})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_batches import LAYER, SLOTS, A, asking, hooked_layer, make_tables, run
 
-from saif_vllm.request import Steered
+from saif_vllm.request import Placed
 from saif_vllm.worker.batch import BatchTables
 
 
@@ -38,7 +38,7 @@ def test_the_last_requests_are_remembered_and_no_more(monkeypatch: pytest.Monkey
 def test_the_report_says_what_was_done(tables: BatchTables) -> None:
     layer, x, y, z = hooked_layer(tables, 3.0), asking("a"), asking("b"), asking("a", start=90)
 
-    def forward(*batch: tuple[str, Steered | None, int, range]) -> None:
+    def forward(*batch: tuple[str, Placed | None, int, range]) -> None:
         run(tables, *batch, forward=False)
         layer.steer(torch.zeros(8, 4), torch.full((8, 4), 2.0))
         tables.finish_step()
@@ -80,7 +80,7 @@ def test_a_request_that_is_not_finite_is_named_until_it_leaves_and_counted_apart
 ) -> None:
     layer, broken, sound = hooked_layer(tables, 3.0), asking("a"), asking("b")
 
-    def forward(position: int, *asked: Steered, stream: float = 2.0) -> tuple[int, ...]:
+    def forward(position: int, *asked: Placed, stream: float = 2.0) -> tuple[int, ...]:
         positions = range(position, position + 1)
         run(tables, *((x.request_id, x, 1, positions) for x in asked), forward=False)
         hidden = torch.full((2, 4), 2.0)
