@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from random_model import N_LAYERS, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from saif_fast import hf
-from saif_fast.model_info import model_name
-
-sys.path.insert(0, str(Path(__file__).parent))
-from random_model import N_LAYERS, tiny_model, tiny_tokenizer
 
 BOS = 1
 
@@ -82,11 +76,3 @@ def test_decoder_layers_whatever_they_are_called(model_type: str, name: str) -> 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert hf.decoder_layers(model) is model.get_submodule(name)
-
-
-def test_the_configs_own_name_wins() -> None:
-    model = tiny_model()
-    model.config.name_or_path = "somewhere/model"
-    assert model_name(model.config) == "somewhere/model"
-    model.config.model_name = "org/tiny"
-    assert model_name(model.config) == "org/tiny"

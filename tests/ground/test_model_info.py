@@ -9,8 +9,7 @@ import pytest
 from random_model import D_MODEL, N_LAYERS, tiny_model, tiny_sae
 from transformers import BloomConfig, GPT2Config, LlamaConfig
 
-from saif_fast.identify import build_pairs, find_latents
-from saif_fast.model_info import ModelInfo, check_sae, stored_name
+from saif_fast.model_info import ModelInfo, check_sae, model_name, stored_name
 
 MODEL = ModelInfo("org/tiny-it", D_MODEL, N_LAYERS)
 LOCAL = ModelInfo("./tiny", D_MODEL, N_LAYERS)
@@ -39,6 +38,14 @@ def test_a_config_tells_name_shape_and_context() -> None:
 )
 def test_the_context_of_a_config(config: LlamaConfig, context: int | None) -> None:
     assert ModelInfo.from_config(config).context == context
+
+
+def test_the_configs_own_name_wins() -> None:
+    model = tiny_model()
+    model.config.name_or_path = "somewhere/model"
+    assert model_name(model.config) == "somewhere/model"
+    model.config.model_name = "org/tiny"
+    assert model_name(model.config) == "org/tiny"
 
 
 def test_the_name_in_a_directorys_config(tmp_path: Path, monkeypatch) -> None:
@@ -107,33 +114,3 @@ def test_shapes_are_compared_first_and_always(change: dict[str, object], message
         check_sae(sae, MODEL, allow_mismatch=True)
     with pytest.raises(ValueError, match="sae d_model: expected the model's 8, got 32"):
         check_sae(sae, dataclasses.replace(MODEL, d_model=8), allow_mismatch=True)
-
-
-class Untouched:
-    """A source of residuals that must not be asked for any."""
-
-    model = MODEL
-
-    def last(self, *_: object) -> None:
-        raise AssertionError("the model ran")
-
-    every = last
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        ({"model_name": "org/base"}, {}, "allow_mismatch"),
-        ({"layer": N_LAYERS}, {}, "sae layer"),
-        ({"normalization": "layer_norm"}, {}, "can only identify"),
-        ({}, {"k": 49}, "k: expected 1 to 48"),
-        ({}, {"beta": float("inf")}, "beta: expected a finite number"),
-    ],
-    ids=["name", "layer", "normalization", "k", "beta"],
-)
-def test_identify_asks_before_the_model_runs(
-    change: dict[str, object], options: dict[str, object], message: str
-) -> None:
-    pairs = build_pairs(["w1"], ["w2", "w3"])
-    with pytest.raises(ValueError, match=message):
-        find_latents(Untouched(), None, tiny_sae(**change), pairs, **options)  # type: ignore[arg-type]

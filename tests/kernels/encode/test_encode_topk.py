@@ -15,7 +15,7 @@ from saif_kernels import TopK, encode_topk
 from saif_kernels.encode import _tile
 from saif_kernels.encode.topk import encode_topk_torch, encode_topk_triton
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from encode_inputs import (
     CASES,
     DTYPES,

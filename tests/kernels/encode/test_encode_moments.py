@@ -16,7 +16,7 @@ from saif_kernels.encode._tile import MAX_K
 from saif_kernels.encode.moments import encode_moments_torch, encode_moments_triton
 from saif_kernels.encode.topk import encode_topk_triton
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from encode_inputs import (
     CASES,
     DTYPES,

@@ -14,7 +14,7 @@ from saif_kernels import encode_topk, topk_rank
 from saif_kernels.encode import _tile
 from saif_kernels.encode.topk_rank import topk_rank_torch, topk_rank_triton
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from encode_inputs import (
     CASES,
     DTYPES,
