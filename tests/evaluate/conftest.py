@@ -4,8 +4,10 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saif_fast import embedded
-from saif_fast.evaluate.study import Subject
+from saif_fast.evaluate.study import Subject, activations_of, measure
+from saif_fast.identify import ActivationSet, LatentStatistics
 from saif_fast.sae import load_sae
+from saif_fast.tasks import Task, get_task
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,18 @@ def subject() -> Subject:
         load_sae(embedded.sae_path("last")),
         {"middle": load_sae(embedded.sae_path("middle"))},
     )
+
+
+@pytest.fixture(scope="session")
+def french() -> Task:
+    return get_task("french")
+
+
+@pytest.fixture(scope="session")
+def activations(subject: Subject, french: Task) -> ActivationSet:
+    return activations_of(french, subject)
+
+
+@pytest.fixture(scope="session")
+def statistics(subject: Subject, activations: ActivationSet) -> LatentStatistics:
+    return measure(subject.sae, subject, activations)

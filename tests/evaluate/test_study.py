@@ -6,22 +6,19 @@ import pytest
 import torch
 
 from saif_fast import __version__
-from saif_fast.evaluate.candidates import constant, random_latents, saif_set
+from saif_fast.evaluate.candidates import constant
 from saif_fast.evaluate.study import (
     MAX_BIASES,
     Search,
     Subject,
-    activations_of,
     choose,
-    measure,
     report,
     set_name,
 )
-from saif_fast.identify import LatentStatistics
 from saif_fast.latent_set import LatentSet
 from saif_fast.names import check_name
 from saif_fast.runtime import Runtime
-from saif_fast.tasks import Task, get_task
+from saif_fast.tasks import Task
 
 SMALL = Search(ks=(1, 3, 5, 10), betas=(-1.0, -0.5, 0.0, 0.5, 1.0), norms=(1.0,))
 TUNED = {
@@ -29,16 +26,6 @@ TUNED = {
     *("logit_bias", "logit_bias_full", "logit_bias_no_sae", "logit_bias_no_sae_full"),
     *("saif_middle", "live_middle", "diff_in_means_middle", "project_middle"),
 }
-
-
-@pytest.fixture(scope="module")
-def french() -> Task:
-    return get_task("french")
-
-
-@pytest.fixture(scope="module")
-def statistics(subject: Subject, french: Task) -> LatentStatistics:
-    return measure(subject.sae, subject, activations_of(french, subject))
 
 
 @pytest.fixture(scope="module")
@@ -99,34 +86,6 @@ def test_report_runs_on_report_contents_and_wide_biases_on_transformers(
         assert tuple(reply.content for reply in answers) == french.report[:4]
     assert rows["french"]["prompted"].strict == 1.0
     assert rows["french"]["unsteered"].strict == 0.0
-
-
-def test_random_latents_are_not_those_of_the_set_and_differ_between_draws(
-    statistics: LatentStatistics,
-) -> None:
-    like = saif_set(statistics, 5, 0.0)
-    own = {latent.index for latent in like.sites[0].site.latents}
-    method = random_latents(statistics, like, 20, (1.0,), seed=0)
-    drawn = [
-        frozenset(latent.index for latent in c.latent_set.sites[0].site.latents)
-        for c in method.candidates
-    ]
-    assert len(set(drawn)) == 20
-    assert all(len(one) == 5 and not one & own for one in drawn)
-    again = random_latents(statistics, like, 20, (1.0,), seed=0)
-    assert [c.latent_set.content_hash for c in again.candidates] == [
-        c.latent_set.content_hash for c in method.candidates
-    ]
-
-
-def test_a_live_set_has_saifs_latents_and_values_with_another_edit(
-    statistics: LatentStatistics,
-) -> None:
-    constant_set, live = saif_set(statistics, 3, 0.5), saif_set(statistics, 3, 0.5, "clamp")
-    before, after = (each.sites[0].site.latents for each in (constant_set, live))
-    assert [(x.index, x.edit.value) for x in before] == [(x.index, x.edit.value) for x in after]
-    assert {x.edit.kind for x in after} == {"clamp"}
-    assert not live.is_last_layer_constant and constant_set.is_last_layer_constant
 
 
 @pytest.mark.parametrize(
