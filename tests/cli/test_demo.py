@@ -26,6 +26,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "runtime", ["transformers", pytest.param("vllm", marks=pytest.mark.engine)]
 )

@@ -32,10 +32,13 @@ TOLERANCE = {
     torch.float16: (2**-11, 2**-13),  # one rounding at the store to 11 bits
 }
 
+# More than few tokens, and a last tile that is not full. No block depends on which of these it is,
+# and the interpreter needs up to 0.3 s per token.
+LONG = 1023 if DEVICE == "cuda" else 255
 FACTORS = {
     "dtype": list(TOLERANCE),
     "d_model": [64, 300, 2304],
-    "n_tokens": [1, 7, 63, 1023],
+    "n_tokens": [1, 7, 63, LONG],
     "n_live": [0, 1, 15, 64],
     "max_pairs": [1, 3],
     "one_combination": [True, False],
@@ -72,8 +75,7 @@ def test_equals_float64(factors: dict[str, object], regime: None) -> None:
     factors = dict(factors)
     layout, n_live = factors.pop("layout"), factors.pop("n_live")
     latents = (n_live, n_live // 2, n_live)
-    # Walking a token through the interpreter takes up to 0.3 s.
-    idle = 0.98 if factors["n_tokens"] > 100 and DEVICE == "cpu" else 0.2
+    idle = 0.92 if factors["n_tokens"] == LONG and DEVICE == "cpu" else 0.2
     case = make_case(latents=latents, idle=idle, **factors).to(DEVICE)
     left_out = check(case, layout)
     print(f"{left_out} of {len(case.hidden)} tokens lie within {NEAR} of a threshold")
