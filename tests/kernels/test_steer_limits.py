@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
 import pytest
 import torch
 from op_inputs import DEVICE
+from pairwise import pairwise
 from steering_cases import OPS, Case, make_case, n_parts
 from torch import Tensor
 
@@ -18,9 +23,22 @@ REGIMES = {
     "tiles": (40, 64, True, 0),
     "mixed-tiles": (40, 300, False, 0),
 }
-ops = pytest.mark.parametrize("op", OPS)
-regimes = pytest.mark.parametrize("regime", REGIMES)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+# The specification has one path. The CPU's op depends on whether sets are shared, and writes the
+# dose in as many parts as the kernel; only the kernel knows few tokens.
+PATHS = [
+    ("specification", "tokens"),
+    *(("cpu", regime) for regime in REGIMES if regime != "tokens"),
+    *(("kernel", regime) for regime in REGIMES),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BROKEN = (torch.inf, torch.nan)
+
+
+def paths(**factors: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrize op, regime and ``factors``: every path with every value, every pair of values."""
+    cases = [(*case.pop("path"), *case.values()) for case in pairwise({"path": PATHS, **factors})]
+    ids = ["-".join(str(value).removeprefix("torch.") for value in case) for case in cases]
+    return pytest.mark.parametrize(("op", "regime", *factors), cases, ids=ids)
 
 
 @pytest.fixture
@@ -53,9 +71,7 @@ def stream(hidden: Tensor, case: Case) -> Tensor:
     return hidden.double() + (0 if case.residual is None else case.residual.double())
 
 
-@ops
-@regimes
-@dtypes
+@paths(dtype=DTYPES)
 def test_the_stream_stays_shorter_than_its_dtype_has_room_for(
     op: str, regime: str, dtype: torch.dtype, make: Case
 ) -> None:
@@ -72,10 +88,7 @@ def test_the_stream_stays_shorter_than_its_dtype_has_room_for(
     assert torch.equal((dose[..., 1] < 0).all(1) & live, beyond)
 
 
-@ops
-@regimes
-@dtypes
-@pytest.mark.parametrize("broken", [torch.inf, torch.nan], ids=["inf", "nan"])
+@paths(dtype=DTYPES, broken=BROKEN)
 def test_a_token_that_is_not_finite_keeps_its_bits_and_changes_no_other(
     op: str, regime: str, dtype: torch.dtype, broken: float, make: Case
 ) -> None:
@@ -89,14 +102,11 @@ def test_a_token_that_is_not_finite_keeps_its_bits_and_changes_no_other(
     torch.testing.assert_close(dose[others], sound_dose[others], rtol=1e-2, atol=1e-3)
 
 
-@ops
-@regimes
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("broken", [torch.inf, torch.nan], ids=["inf", "nan"])
-@pytest.mark.parametrize("change", ["none", "ablate"])
+@paths(dtype=DTYPES[:2], fault=list(product(BROKEN, ("none", "ablate"))))
 def test_a_stream_that_is_not_finite_is_seen_where_a_set_changes_nothing(
-    op: str, regime: str, dtype: torch.dtype, broken: float, change: str, make: Case
+    op: str, regime: str, dtype: torch.dtype, fault: tuple[float, str], make: Case
 ) -> None:
+    broken, change = fault
     # As at a layer that a request's set leaves alone, above one that it edits.
     make.bank.vector.zero_()
     make.bank.vector_norm.zero_()
@@ -110,9 +120,7 @@ def test_a_stream_that_is_not_finite_is_seen_where_a_set_changes_nothing(
     assert dose[2].isinf().all()
 
 
-@ops
-@regimes
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@paths(dtype=DTYPES[:2])
 def test_a_change_that_overflows_is_not_made(
     op: str, regime: str, dtype: torch.dtype, make: Case
 ) -> None:
@@ -123,9 +131,7 @@ def test_a_change_that_overflows_is_not_made(
     assert dose[make.token_row >= 0].isinf().all()
 
 
-@ops
-@regimes
-@pytest.mark.parametrize("dtype", [torch.float16], ids=str)
+@paths(dtype=[torch.float16])
 def test_what_is_stored_is_finite_where_the_stream_is(
     op: str, regime: str, dtype: torch.dtype, make: Case
 ) -> None:
@@ -140,7 +146,7 @@ def test_what_is_stored_is_finite_where_the_stream_is(
     assert (hidden[make.token_row >= 0, 0] < -59000.0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_bank_knows_the_lengths_of_its_rows(dtype: torch.dtype) -> None:
     bank = make_case(n_tokens=1, dtype=dtype).bank
     torch.testing.assert_close(bank.W_dec_norm, bank.W_dec.float().norm(dim=1))
