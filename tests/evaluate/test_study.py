@@ -21,7 +21,8 @@ from saif_fast.identify import LatentStatistics
 from saif_fast.latent_set import LatentSet
 from saif_fast.names import check_name
 from saif_fast.runtime import Runtime
-from saif_fast.tasks import Task, get_task
+from saif_fast.tasks import Task
+from saif_fast.tasks.embedded import embedded_task
 
 SMALL = Search(ks=(1, 3, 5, 10), betas=(-1.0, -0.5, 0.0, 0.5, 1.0), norms=(1.0,))
 TUNED = {
@@ -33,7 +34,7 @@ TUNED = {
 
 @pytest.fixture(scope="module")
 def french() -> Task:
-    return get_task("french")
+    return embedded_task("french")
 
 
 @pytest.fixture(scope="module")
