@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from saif_fast.tasks.judge import Judge
 from saif_fast.tasks.task import SPLITS, Task, Wording
 from saif_fast.tasks.verifiers import AnyVerifier
 from saif_fast.text import read_lines, read_text
@@ -29,7 +30,7 @@ class ContentFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a task's file says. The task's name is the file's name without its suffix."""
 
-    verifier: AnyVerifier
+    verifier: AnyVerifier | Judge
     wordings: dict[str, list[str]]  # by language: en, fr, ...
     max_tokens: Annotated[int, Meta(ge=1)] = 64
     # General tasks whose instructions are no negatives, because a reply can follow both.

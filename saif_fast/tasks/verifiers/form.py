@@ -167,10 +167,16 @@ def _is_list(items: list[str], least: int) -> bool:
 
 def _parse(text: str, cut: bool) -> Any:
     try:
-        if not cut:
-            return json.loads(text)
-        from pydantic_core import from_json
+        value, end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return _parse_cut(text) if cut else None
+    return value if end == len(text) else None
 
+
+def _parse_cut(text: str) -> Any:
+    from pydantic_core import from_json
+
+    try:
         return from_json(text, allow_partial="trailing-strings")
     except ValueError:
         return None

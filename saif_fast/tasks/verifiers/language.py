@@ -13,19 +13,19 @@ from saif_fast.tasks.verifiers.base import Verifier
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-WINDOW = 6  # words: fewer are often taken for a related language
+WINDOW = 5  # words: fewer are often taken for a related language
 
 
 class Language(Verifier, frozen=True, tag="language"):
     """The reply is in ``language``, an ISO 639-1 code, throughout.
 
-    The whole reply must be, and ``share`` of all runs of six words. It must have ``least_words``
+    The whole reply must be, and ``share`` of all runs of five words. It must have ``least_words``
     words, and a third of them different: one word over and over is no language. A cut reply counts.
     """
 
     language: str
     least_words: Annotated[int, Meta(ge=1)] = 4
-    share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.8
+    share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.9
 
     def __post_init__(self) -> None:
         if self.language not in CODES:
