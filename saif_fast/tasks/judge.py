@@ -41,7 +41,14 @@ class JudgeError(ValueError):
         self.scores = list(scores)
 
 
-class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="judge"):
+class Judge(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="kind",
+    tag="judge",
+):
     """Another model says whether the reply follows the instruction. An empty reply never does.
 
     The question may use ``{instruction}``, ``{content}`` and ``{reply}``. The judge must say yes or
@@ -57,9 +64,10 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     def __post_init__(self) -> None:
         try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(self.question) if field}
+            parsed = list(string.Formatter().parse(self.question))
         except ValueError as error:
             raise ValueError(f"question: expected a template, got {error}") from None
+        fields = {field for _, field, _, _ in parsed if field is not None}
         if "reply" not in fields or not fields <= {"instruction", "content", "reply"}:
             raise ValueError(
                 "question: expected {reply}, and of other fields {instruction} and {content} only, "
@@ -131,8 +139,8 @@ class Judged:
                 temperature=0.0,
             )
             said = (completion.choices[0].message.content or "").strip()
-        # A server that is not quite compatible leaves out what the client reads.
-        except (OpenAIError, AttributeError, TypeError, IndexError) as error:
+        # A server that is not quite compatible sends no JSON, or leaves out what the client reads.
+        except (OpenAIError, AttributeError, TypeError, IndexError, ValueError) as error:
             raise JudgeError(
                 f"judge: expected an answer of {self.judge.model!r} at {self.judge.base_url}, "
                 f"got {type(error).__name__}: {error}"

@@ -42,7 +42,7 @@ def test_own_task_by_module_and_attribute(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("klingon", "expected one of french, .*, got 'klingon'"),
+        ("klingon", "expected one of bullets, .*, got 'klingon'"),
         ("no_such_module:task", "No module named"),
         ("math:no_task", "no attribute"),
         ("math:pi", "expected a Task at 'math:pi', got float"),

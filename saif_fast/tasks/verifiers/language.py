@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
@@ -13,14 +14,18 @@ from saif_fast.tasks.verifiers.base import Verifier
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
-WINDOW = 5  # words: fewer are often taken for a related language
+# Of words in a run: fewer are often taken for a related language, more hide a change of language.
+WINDOW, SHORTEST = 5, 3
+_PIECE_END = re.compile(r"[.!?:;\n]+")
 
 
 class Language(Verifier, frozen=True, tag="language"):
     """The reply is in ``language``, an ISO 639-1 code, throughout.
 
-    The whole reply must be, and ``share`` of all runs of five words. It must have ``least_words``
-    words, and a third of them different: one word over and over is no language. A cut reply counts.
+    The whole reply must be, and ``share`` of all runs of five words within its sentences. It must
+    have ``least_words`` words, a third of them different: one word over and over is no language.
+
+    A cut reply counts.
     """
 
     language: str
@@ -35,13 +40,24 @@ class Language(Verifier, frozen=True, tag="language"):
         said = words(reply)
         if len(said) < self.least_words or 3 * len({w.casefold() for w in said}) < len(said):
             return False
-        runs = [said[i : i + WINDOW] for i in range(max(1, len(said) - WINDOW + 1))]
-        found = sum(identify(" ".join(run)) == self.language for run in runs)
+        runs = _runs(reply)
+        found = sum(identify(run) == self.language for run in runs)
         return identify(" ".join(said)) == self.language and found >= self.share * len(runs)
 
 
 # The languages that a reply is taken for. Rare ones would draw short texts to them.
 CODES = ("de", "en", "es", "fr", "it", "nl", "pl", "pt", "ru", "sv", "tr", "ar")
+
+
+def _runs(reply: str) -> list[str]:
+    """Return the runs of words within each sentence or line; pieces of a word or two have none."""
+    pieces = [words(piece) for piece in _PIECE_END.split(reply)]
+    return [
+        " ".join(piece[i : i + WINDOW])
+        for piece in pieces
+        if len(piece) >= SHORTEST
+        for i in range(max(1, len(piece) - WINDOW + 1))
+    ]
 
 
 @functools.cache
