@@ -38,6 +38,7 @@ RULES: list[tuple[Verifier, list[str], list[str]]] = [
             "La pluie tombe quand l'air est froid.",
             "Cela est un bon amière, c'est un bon ami et un bon homme.",  # a small model's French
             "Pour faire un bon thé, il faut chauffer l'eau jusqu'à",
+            "Je suis le couleur de la maison.\n\n" * 5,  # a loop, but in French
         ],
         [
             "Rain falls when the air is cold.",
@@ -47,6 +48,7 @@ RULES: list[tuple[Verifier, list[str], list[str]]] = [
             "La pioggia cade quando l'aria è fredda.",
             "Il Il Il Il Il Il Il Il",
             "la ville et la ville et la ville et la ville et la ville",
+            "Leap-year: le décepciel le décepciel le décepciel",
             "Oui.",
         ],
     ),
@@ -119,6 +121,7 @@ RULES: list[tuple[Verifier, list[str], list[str]]] = [
         [
             "Rain falls when it is cold.",
             "It rains at 3.5 degrees, e.g. in May!",
+            "1. Rain falls when it is cold.",
             "Dr. Mary J. Smith likes the rain.",
             '**"Rain falls when it is cold."**',
         ],
@@ -171,8 +174,8 @@ RULES: list[tuple[Verifier, list[str], list[str]]] = [
     ),
     (
         EndsWithQuestion(),
-        ["Rain falls. Do you like it?", "Rain falls. **Do you like it?**\n", "Is it true?"],
-        ["Do you like it? Rain falls.", "?", "Why?", "Rain falls. Do you"],
+        ["Rain falls. Do you like it?", 'It rains. "**Do you like it?**"\n', "Rain.\nWhy?"],
+        ["Do you like it? Rain falls.", "?", "How to make pancakes?", "Rain falls. Do you"],
     ),
     (
         Title(),
@@ -191,6 +194,7 @@ RULES: list[tuple[Verifier, list[str], list[str]]] = [
             "Rain fell, and people carried umbrellas.",
             "He was cold and walked home.",
             "Bach wasn't rich. He composed and taught",
+            "It transformed the way people lived, worked and used to think",
         ],
         [
             "Rain falls when it is cold.",
@@ -259,8 +263,10 @@ def test_loose_is_any_variant(rule: Verifier, reply: str, expected: Score) -> No
     [
         (Contains(("umbrella",)), 'Use the  word "UMBRELLA" in your answer.', False),
         (Contains(("umbrella",)), 'Use the word "umbrella" in your answer. My umbrella.', True),
-        (EndsWithQuestion(), "Rain is water. What is rain?", False),
+        (EndsWithQuestion(), "What is rain? What is rain?", False),
         (EndsWithQuestion(), "What is rain? Rain is water. Is it not?", True),
+        (Title(), "<<What is rain?>>\nRain is water.", True),
+        (Title(), "<<What is rain?>>\nWhat is rain?", False),
         (UpperCase(), "WHAT IS RAIN?", False),
         (UpperCase(), "WHAT IS RAIN? RAIN IS WATER.", True),
     ],

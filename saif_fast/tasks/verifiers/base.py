@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from saif_fast.tasks.scorers import Score, Scorer
+from saif_fast.tasks.scorers import Score, Scorer, words
 
 # Punctuation that ends a sentence, with what may follow it: quotation marks, brackets, emphasis.
 _ENDED = re.compile(r"[.!?…][\"'”’»)\]*_]*$")
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)(?!\s+[a-z])|\n")
+# Periods of initials, abbreviations and the numbers of items.
+_NO_END = re.compile(r"(?:^|\s)(?:[A-Z]|\d\d?|Mr|Mrs|Ms|Dr|St|vs|e\.g|i\.e)\.$")
 
 
 class Verifier(
@@ -39,23 +42,24 @@ class Verifier(
 class Verified:
     """A scorer by a verifier.
 
-    Strict: the reply as it is passes. Loose: one of its :func:`variants` does. What the reply only
-    echoes, a wording of the instruction or the content, does not count: without it, too, the reply
-    must pass.
+    Strict: the reply as it is passes. Loose: one of its :func:`variants` does. An echo does not
+    count: without the instruction's wordings the reply must pass too, and without the content there
+    must be words left.
     """
 
     verifier: Verifier
     wordings: tuple[str, ...] = field(repr=False)
 
     def __call__(self, content: str, reply: str) -> Score:
-        echoes = (content, *self.wordings)
         return Score(
-            self._passes(reply, echoes), any(self._passes(each, echoes) for each in variants(reply))
+            self._passes(content, reply), any(self._passes(content, v) for v in variants(reply))
         )
 
-    def _passes(self, reply: str, echoes: Sequence[str]) -> bool:
-        own = without(reply, echoes)
-        return self.verifier.holds(reply) and (own == reply or self.verifier.holds(own))
+    def _passes(self, content: str, reply: str) -> bool:
+        if not self.verifier.holds(reply):
+            return False
+        own = without(reply, self.wordings)
+        return bool(words(without(own, [content]))) and (own == reply or self.verifier.holds(own))
 
 
 def variants(reply: str) -> list[str]:
@@ -69,6 +73,17 @@ def without(reply: str, echoes: Sequence[str]) -> str:
     """Return the reply without the texts in ``echoes``, in whatever case and spacing."""
     patterns = (r"\s+".join(map(re.escape, echo.split())) for echo in echoes)
     return re.sub("|".join(filter(None, patterns)), "", reply, flags=re.IGNORECASE)
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text. A line break ends a sentence; empty lines are none."""
+    found, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        piece = text[start : end.end()]
+        if not _NO_END.search(piece):
+            found.append(piece)
+            start = end.end()
+    return [each.strip() for each in (*found, text[start:]) if each.strip()]
 
 
 def ended(text: str) -> bool:

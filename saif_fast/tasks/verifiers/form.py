@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from saif_fast.tasks.scorers import words
-from saif_fast.tasks.verifiers.base import Verifier, ended
+from saif_fast.tasks.verifiers.base import Verifier, ended, sentences
 
 # Items on lines of their own; Markdown's emphasis or heading may stand before a number.
 _NUMBERED = re.compile(r"^[\s*#_]*(\d+)[.)][*_]*\s+(.*\S)", re.MULTILINE)
@@ -114,16 +114,14 @@ class Quoted(Verifier, frozen=True, tag="quoted"):
 
 
 class EndsWithQuestion(Verifier, frozen=True, tag="ends_with_question"):
-    """The last sentence of the reply is a question.
+    """The reply says something, and then its last sentence is a question.
 
     A cut reply fails, since its end is what was asked for: give such a task enough ``max_tokens``.
     """
 
-    least_words: Annotated[int, Meta(ge=1)] = 3
-
     def holds(self, reply: str) -> bool:
-        text = reply.strip().rstrip("\"'”’»)]*_")
-        return text.endswith("?") and len(words(text)) >= self.least_words
+        *before, last = sentences(reply) or [""]
+        return last.rstrip("\"'”’»)]*_").endswith("?") and any(words(each) for each in before)
 
 
 class Title(Verifier, frozen=True, tag="title"):

@@ -23,7 +23,7 @@ class Language(Verifier, frozen=True, tag="language"):
     """The reply is in ``language``, an ISO 639-1 code, throughout.
 
     The whole reply must be, and ``share`` of all runs of five words within its sentences. It must
-    have ``least_words`` words, a third of them different: one word over and over is no language.
+    have ``least_words`` different words, since one word over and over is no language.
 
     A cut reply counts.
     """
@@ -38,7 +38,7 @@ class Language(Verifier, frozen=True, tag="language"):
 
     def holds(self, reply: str) -> bool:
         said = words(reply)
-        if len(said) < self.least_words or 3 * len({w.casefold() for w in said}) < len(said):
+        if len({word.casefold() for word in said}) < self.least_words:
             return False
         runs = _runs(reply)
         found = sum(identify(run) == self.language for run in runs)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from msgspec import Meta
 
 from saif_fast.tasks.scorers import words
-from saif_fast.tasks.verifiers.base import Verifier, ended
-
-# The end of a sentence: not after an initial, a title or a number of a list.
-_SENTENCE_END = re.compile(
-    r"(?<!\b[A-Za-z])(?<!\b(?:Mr|Dr|St|vs))(?<!\b(?:Mrs|etc))(?<!\be\.g)(?<!\bi\.e)(?<!^\d)"
-    r"[.!?…]+[\"'”’»)\]*_]*(?=\s|$)"
-)
+from saif_fast.tasks.verifiers.base import Verifier, ended, sentences
 
 
 class WordCount(Verifier, frozen=True, tag="word_count"):
@@ -32,21 +25,18 @@ class WordCount(Verifier, frozen=True, tag="word_count"):
 
 
 class Sentences(Verifier, frozen=True, tag="sentences"):
-    """The reply is ``count`` whole sentences on as many paragraphs or fewer.
+    """The reply is ``count`` whole sentences; a line break ends one too.
 
     A cut reply fails: a sentence that has not ended is no sentence.
     """
 
     count: Annotated[int, Meta(ge=1)] = 1
-    least_words: Annotated[int, Meta(ge=1)] = 3
+    least_words: Annotated[int, Meta(ge=1)] = 3  # of each
 
     def holds(self, reply: str) -> bool:
-        text = reply.strip()
-        lines = [line for line in text.split("\n") if line.strip()]
-        found = len(_SENTENCE_END.findall(text))
+        found = sentences(reply)
         return (
-            ended(text)
-            and found == self.count
-            and len(lines) <= self.count
-            and len(words(text)) >= self.least_words * self.count
+            len(found) == self.count
+            and ended(reply)
+            and all(len(words(each)) >= self.least_words for each in found)
         )
