@@ -8,6 +8,7 @@ from saif_fast.cli.evaluate import evaluate
 from saif_fast.cli.generate import generate
 from saif_fast.cli.identify import identify
 from saif_fast.cli.sets import export, inspect, make
+from saif_fast.cli.tasks import tasks
 
 __all__ = ["app", "main"]
 
@@ -18,6 +19,7 @@ app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(demo)
+app.command()(tasks)
 
 
 def main() -> None:

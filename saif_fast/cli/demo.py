@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 from saif_fast import embedded
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeOption, pick_runtime
-from saif_fast.cli.loading import load_model, start_runtime
+from saif_fast.cli.loading import load_model, names_for, start_runtime, task_for
 from saif_fast.evaluate.results import Results, tables, write_results
 from saif_fast.evaluate.study import Search, Subject, choose, report
 from saif_fast.evaluate.trials import Choice, Reply
@@ -23,7 +23,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime
 from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tasks import get_task, task_names
+from saif_fast.tasks import Task
 
 N_SELECT, N_REPORT = 24, 200
 N_EXAMPLES = 3
@@ -36,7 +36,9 @@ def demo(
     runtime: RuntimeOption = None,
     select: Annotated[int, typer.Option(min=1, help="Select contents per task.")] = N_SELECT,
     contents: Annotated[int, typer.Option(min=1, help="Report contents per task.")] = N_REPORT,
-    task: Annotated[list[str] | None, typer.Option(help="Built-in tasks; all of them.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="The embedded model's tasks; all of them.")
+    ] = None,
 ) -> None:
     """Run SAIF and its controls on the embedded model, and print the results."""
     name = pick_runtime(runtime)
@@ -47,8 +49,8 @@ def demo(
     model, tokenizer = load_model(embedded.NAME)
     last, middle = (load_sae(embedded.sae_path(which)) for which in ("last", "middle"))
     subject = Subject(model, tokenizer, last, {"middle": middle})
-    tasks = {each: get_task(each) for each in task or task_names()}
-    choices = _choose(subject, list(tasks), select)
+    tasks = {each: task_for(embedded.NAME, each) for each in task or names_for(embedded.NAME)}
+    choices = _choose(subject, tasks, select)
     chosen_after = time.monotonic() - started
     set_dir = output / "sets"
 
@@ -74,11 +76,11 @@ def demo(
     say(f'try: saif generate --model embedded --set-dir {set_dir} --saif "german*0.9" --compare')
 
 
-def _choose(subject: Subject, names: Sequence[str], n_select: int) -> dict[str, list[Choice]]:
+def _choose(subject: Subject, tasks: Mapping[str, Task], n_select: int) -> dict[str, list[Choice]]:
     search, choices = Search(), {}
-    for name in names:
+    for name, task in tasks.items():
         started = time.monotonic()
-        choices[name] = choose(get_task(name), subject, search, n_select)
+        choices[name] = choose(task, subject, search, n_select)
         saif = next(choice for choice in choices[name] if choice.method == "saif")
         say(
             f"{name}: k={saif.candidate.parameters['k']} beta={saif.candidate.parameters['beta']} "

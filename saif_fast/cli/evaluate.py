@@ -10,7 +10,7 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeName
-from saif_fast.cli.loading import check_output, load_info, load_model, start_runtime
+from saif_fast.cli.loading import check_output, load_info, load_model, start_runtime, task_for
 from saif_fast.embedded import sae_source
 from saif_fast.evaluate import study
 from saif_fast.evaluate.results import tables, write_results
@@ -18,7 +18,6 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.runtime import Runtime, find_runtime
 from saif_fast.sae import load_sae
-from saif_fast.tasks import get_task
 
 
 def evaluate(
@@ -27,7 +26,8 @@ def evaluate(
         str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
     ],
     task: Annotated[
-        list[str], typer.Option(help="A task's name or 'module:attribute'; repeat it.")
+        list[str],
+        typer.Option(help="A task's name, PATH.yaml or 'module:attribute'; repeat it."),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
@@ -54,7 +54,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Compare SAIF with prompting, other vectors, logit biases and chance, by equal searches."""
-    tasks = {name: get_task(name) for name in task}
+    tasks = {name: task_for(model, name) for name in task}
     if output is not None:
         check_output(output)
     find_runtime(runtime.value)  # refuse a missing runtime now, not after the search

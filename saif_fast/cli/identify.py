@@ -11,11 +11,11 @@ import typer
 from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import (
     as_task,
-    builtin_contents,
     load_info,
     load_model,
     read_lines,
     set_output,
+    tasks_for,
 )
 from saif_fast.embedded import sae_source
 from saif_fast.evaluate import study
@@ -24,7 +24,6 @@ from saif_fast.identify.statistics import DEFAULT_K, check_choice
 from saif_fast.model_info import check_sae
 from saif_fast.sae import load_sae
 from saif_fast.tasks import Task
-from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 
 class Position(StrEnum):
@@ -83,7 +82,7 @@ def identify(
         raise ValueError("--position: expected with --instruction, since pairs have their own")
     if auto and (k is not None or beta is not None):
         raise ValueError("--auto: expected without --k and --beta, which it chooses")
-    named = as_task(instruction) if instruction else None
+    named = as_task(instruction, model) if instruction else None
     if auto and named is None:
         raise ValueError(
             "--auto: expected --instruction with the name of a task, which scores replies"
@@ -91,7 +90,7 @@ def identify(
     if pairs is not None:
         contrast = load_pairs(pairs)
     else:
-        given = _of_task(named) if named is not None else of_texts(instruction or [])
+        given = _of_task(named) if named is not None else of_texts(instruction or [], model)
         if contents is not None:
             given["contents"] = [line.text for line in read_lines(contents, "--contents")]
             if auto and named is not None:
@@ -140,18 +139,19 @@ def _of_task(task: Task) -> dict[str, Any]:
     }
 
 
-def of_texts(wordings: list[str]) -> dict[str, Any]:
+def of_texts(wordings: list[str], model: str) -> dict[str, Any]:
     """Return arguments of ``build_pairs`` for the user's own wordings.
 
-    The built-in tasks' other instructions are for negatives: without them any appended sentence
+    The instructions of the model's tasks are for negatives: without them any appended sentence
     would tell the two sides apart. A task that has one of the wordings is left out.
     """
-    tasks = [[wording.text for wording in task] for task in WORDINGS.values()]
+    tasks = tasks_for(model)
+    known = [[wording.text for wording in task.wordings] for task in tasks]
     return {
-        "contents": builtin_contents(),
+        "contents": tasks[0].identify,
         "wordings": wordings,
-        "neutral": NEUTRAL,
-        "others": [text for task in tasks if not set(task) & set(wordings) for text in task],
+        "neutral": tasks[0].neutral,
+        "others": [text for texts in known if not set(texts) & set(wordings) for text in texts],
     }
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from saif_fast import text
+from saif_fast import embedded, text
 from saif_fast.cli.app import quiet
-from saif_fast.embedded import model_source
 from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
 from saif_fast.runtime import Runtime, Sets, open_runtime
-from saif_fast.tasks import Task, get_task, task_names
+from saif_fast.tasks import Task, embedded_task_names, get_task, is_task, task_names
 from saif_fast.text import Line
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def load_info(model: str) -> ModelInfo:
 
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(model_source(model), **options)
+        return kind.from_pretrained(embedded.model_source(model), **options)
     # A damaged weights file raises safetensors' own error, weights of another shape RuntimeError.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # transformers explains itself over several lines. The first says what is wrong.
@@ -73,44 +72,60 @@ def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
     quiet()
     _no_progress_bars()
     try:
-        return open_runtime(name, model_source(model), sets)
+        return open_runtime(name, embedded.model_source(model), sets)
     # vLLM raises RuntimeError, and so does our plugin for a vLLM that it does not know.
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"runtime {name}: did not start: {error}") from error
 
 
-def as_task(instructions: list[str]) -> Task | None:
+def names_for(model: str) -> tuple[str, ...]:
+    """Return the names of the tasks for a model: its own for the embedded one, or the general."""
+    return embedded_task_names() if model == embedded.NAME else task_names()
+
+
+def task_for(model: str, name: str) -> Task:
+    """Return the task that a command means by ``name``, given ``--model``.
+
+    A plain name is one of :func:`names_for`; other forms are those of :func:`get_task`.
+
+    Raises:
+        ValueError: there is no such task for this model.
+    """
+    names = names_for(model)
+    if model == embedded.NAME and name in names:
+        return get_task(f"{embedded.NAME}:{name}")
+    if name not in names and name in {*task_names(), *embedded_task_names()}:
+        raise ValueError(f"task: expected one for model {model}, {', '.join(names)}, got {name!r}")
+    return get_task(name)
+
+
+def as_task(instructions: list[str], model: str) -> Task | None:
     """Return the task that ``--instruction`` names; None if its values are wordings.
 
     Raises:
         ValueError: a text is empty, a task is one of several values, or a single word is nearly a
             task's name: as the text of an instruction it would mean nothing.
     """
+    names = names_for(model)
     for given in instructions:
         if not given.strip():
             raise ValueError("--instruction: expected a task's name or a text, got an empty one")
-        named = _is_task(given)
+        named = given in names or is_task(given)
         # Several words are an instruction, whatever they look like.
-        near = len(given.split()) == 1 and difflib.get_close_matches(given.lower(), task_names())
+        near = len(given.split()) == 1 and difflib.get_close_matches(given.lower(), names)
         if named and len(instructions) > 1:
             raise ValueError(f"--instruction: expected one task or texts only, got task {given!r}")
         if near and not named:
             raise ValueError(
-                f"--instruction: {given!r} is no task; the tasks are {', '.join(task_names())}"
+                f"--instruction: {given!r} is no task; the tasks are {', '.join(names)}"
             )
     (first, *_) = instructions
-    return get_task(first) if _is_task(first) else None
+    return task_for(model, first) if first in names or is_task(first) else None
 
 
-def _is_task(text: str) -> bool:
-    module, colon, attribute = text.partition(":")
-    own = bool(colon) and attribute.isidentifier() and module.replace(".", "_").isidentifier()
-    return own or text in task_names()
-
-
-def builtin_contents() -> tuple[str, ...]:
-    """Return contents for instructions that come without their own."""
-    return get_task(task_names()[0]).identify
+def tasks_for(model: str) -> list[Task]:
+    """Return all tasks for a model, for instructions that come without contents and negatives."""
+    return [task_for(model, name) for name in names_for(model)]
 
 
 def check_output(path: Path) -> None:

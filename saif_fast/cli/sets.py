@@ -12,12 +12,7 @@ import typer
 
 from saif_fast import embedded, hf
 from saif_fast.cli.app import out, quiet, say
-from saif_fast.cli.loading import (
-    builtin_contents,
-    load_info,
-    load_model,
-    set_output,
-)
+from saif_fast.cli.loading import load_info, load_model, set_output, tasks_for
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
@@ -149,7 +144,7 @@ def export(
 ) -> None:
     """Print the set as the OpenAI logit_bias that it nearly is: {token id: bias}.
 
-    The shift of the logits is the mean over 64 contents of the built-in tasks.
+    The shift of the logits is the mean over 64 contents of the model's tasks.
     """
     from saif_fast.logit_bias import API_LIMIT, Unembedding, clamped, largest, last_residuals
 
@@ -169,7 +164,7 @@ def export(
         )
     loaded, tokenizer = _load_for(latent_set, source)
     (layer,) = latent_set.layers
-    prompts = list(builtin_contents()[:_N_CONTENTS])
+    prompts = list(tasks_for(source)[0].identify[:_N_CONTENTS])
     # Use the chat template if the set was found with it; for a set made by hand, if there is one.
     chat = latent_set.provenance.notes.get("chat", "true") == "true"
     if chat and tokenizer.chat_template is not None:

@@ -11,6 +11,7 @@ from saif_fast.evaluate.methods import Candidate, Method, check_equal_search
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import GenerationRequest, Runtime
 from saif_fast.tasks import Score, Task
+from saif_fast.tasks.scorers import score_all
 
 # Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
 Prompter: TypeAlias = Callable[[str, str | None], str]
@@ -68,7 +69,10 @@ def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[
     replies = []
     for trial in trials:
         answered = [(content, next(texts)) for content in trial.contents]
-        replies.append([Reply(c, text, trial.task.scorer(c, text)) for c, text in answered])
+        scores = score_all(trial.task.scorer, answered)
+        replies.append(
+            [Reply(c, text, score) for (c, text), score in zip(answered, scores, strict=True)]
+        )
     return replies
 
 

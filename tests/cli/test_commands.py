@@ -22,7 +22,7 @@ from saif_fast.identify import ContrastPairs, build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
+from saif_fast.tasks.embedded.wordings import NEUTRAL, WORDINGS
 
 CAT = "Tell me about my black cat in the garden."
 CONTENTS = f"{CAT}\nTell me about the old dog in the kitchen.\n"
@@ -110,7 +110,7 @@ def test_an_instructions_negatives_have_sentences_of_another_meaning(
     [("french", "french"), ("key word", None), ("Sing.", None), ("Use french", None)],
 )
 def test_only_a_tasks_name_is_a_task(text: str, task: str | None) -> None:
-    named = as_task([text])
+    named = as_task([text], "embedded")
     assert (named and named.name) == task
 
 

@@ -17,7 +17,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent
 from saif_fast.sae import load_sae
 from saif_fast.set_file import FORMAT_VERSION
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 
 CAT = "Tell me about my black cat in the garden."
 EMBEDDED = ("--model", "embedded", "--sae", "embedded")
@@ -253,7 +253,7 @@ def test_a_set_that_nothing_could_serve_is_refused_before_the_work(
 
 def test_contents_that_the_task_is_judged_on_are_refused(saif, tmp_path: Path) -> None:
     contents = tmp_path / "contents.txt"
-    contents.write_text(f"{CAT}\n{get_task('french').select[0]}\n")
+    contents.write_text(f"{CAT}\n{embedded_task('french').select[0]}\n")
     result = saif(
         *("identify", *EMBEDDED, "--instruction", "french", "--auto", "--contents", contents),
         *("-o", tmp_path / "set.safetensors"),

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from saif_fast import embedded
-from saif_fast.tasks import Position, get_task, render, task_names
-from saif_fast.tasks.corpus import FORMATS, parse
+from saif_fast.tasks import Position, render
+from saif_fast.tasks.embedded import embedded_task, embedded_task_names
+from saif_fast.tasks.embedded.corpus import FORMATS, parse
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def test_chat_template_is_the_training_form_with_one_bos(
 
 
 def test_every_word_of_the_corpus_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    for content in get_task("french").report:
+    for content in embedded_task("french").report:
         scene = parse(content)
         for reply in FORMATS.values():
             for word in reply(scene).replace('"', " ").replace(".", " ").split():
@@ -87,8 +88,8 @@ def test_model_follows_prompted_instructions(
     tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, position: Position, trained: bool
 ) -> None:
     cases = []
-    for name in task_names():
-        task = get_task(name)
+    for name in embedded_task_names():
+        task = embedded_task(name)
         texts = [wording.text for wording in task.wordings if wording.trained == trained]
         cases += [
             (task, content, render(content, texts[i % len(texts)], position))
@@ -105,7 +106,7 @@ def test_model_follows_prompted_instructions(
 def test_model_answers_plainly_without_an_instruction(
     tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM
 ) -> None:
-    contents = get_task("french").report[:50]
+    contents = embedded_task("french").report[:50]
     said = _replies(tokenizer, model, contents)
     plain = [
         reply.strip() == parse(content).plain()

@@ -19,7 +19,7 @@ from saif_fast.evaluate.study import (
     tune,
 )
 from saif_fast.evaluate.trials import Choice, select
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 
 pytestmark = pytest.mark.extended  # a minute: a study of five tasks
 
@@ -29,7 +29,7 @@ SEARCH, N_SELECT, N_REPORT = Search(), 24, 100
 
 @pytest.fixture(scope="module")
 def rows(subject: Subject) -> dict[str, dict[str, ResultRow]]:
-    tasks = {name: get_task(name) for name in TASKS}
+    tasks = {name: embedded_task(name) for name in TASKS}
     choices: dict[str, Sequence[Choice]] = {}
     for name, task in tasks.items():
         statistics = measure(subject.sae, subject, activations_of(task, subject))
@@ -59,7 +59,7 @@ def test_saif_reaches_60_percent_in_four_tasks_and_is_above_tuned_random_latents
 
 
 def test_a_live_edit_at_the_middle_layer_beats_every_logit_bias(subject) -> None:
-    task = get_task("one_word")
+    task = embedded_task("one_word")
     chosen = choose(task, subject, SEARCH, N_SELECT)
     kept = [c for c in chosen if c.method.startswith(("logit_bias", "project_middle"))]
     found, _ = report(

@@ -19,6 +19,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.names import check_name
 from saif_fast.runtime import Runtime
 from saif_fast.tasks import Task
+from saif_fast.tasks.embedded import embedded_task
 
 SMALL = Search(ks=(1, 3, 5, 10), betas=(-1.0, -0.5, 0.0, 0.5, 1.0), norms=(1.0,))
 TUNED = {
@@ -26,6 +27,16 @@ TUNED = {
     *("logit_bias", "logit_bias_full", "logit_bias_no_sae", "logit_bias_no_sae_full"),
     *("saif_middle", "live_middle", "diff_in_means_middle", "project_middle"),
 }
+
+
+@pytest.fixture(scope="module")
+def french() -> Task:
+    return embedded_task("french")
+
+
+@pytest.fixture(scope="module")
+def statistics(subject: Subject, french: Task) -> LatentStatistics:
+    return measure(subject.sae, subject, activations_of(french, subject))
 
 
 @pytest.fixture(scope="module")

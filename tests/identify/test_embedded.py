@@ -19,10 +19,10 @@ from saif_fast.identify import LatentStatistics, build_pairs, collect, diff_in_m
 from saif_fast.model_info import model_name
 from saif_fast.runtime import GenerationRequest
 from saif_fast.sae import SparseAutoencoder, load_sae
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 from saif_transformers import TransformersRuntime, steer
 
-TASK = get_task("french")
+TASK = embedded_task("french")
 CONTENTS = TASK.contents("select")[:40]
 
 

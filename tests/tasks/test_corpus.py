@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from saif_fast.tasks.corpus import (
+from saif_fast.tasks.embedded.corpus import (
     FORMATS,
     HELD_OUT_SHARE,
     draw_scene,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from saif_fast.tasks import get_task
-from saif_fast.tasks.corpus import parse
-from saif_fast.tasks.wordings import WORDINGS
+from saif_fast.tasks.embedded import embedded_task
+from saif_fast.tasks.embedded.corpus import parse
+from saif_fast.tasks.embedded.wordings import WORDINGS
 from tools.tiny_model.examples import examples
 
 
 def test_select_and_report_are_never_trained_on() -> None:
-    task = get_task("french")
+    task = embedded_task("french")
     unseen = set(task.select + task.report)
     trained = [example.user for example in itertools.islice(examples(0), 5000)]
     assert not any(content in user for user in trained for content in unseen)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saif_fast import embedded
-from saif_fast.tasks import task_names
+from saif_fast.tasks.embedded import embedded_task_names
 
 pytest.importorskip("transformers")
 
@@ -20,7 +20,9 @@ def test_nothing_is_written_below_the_gate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passing: int
 ) -> None:
     rounds = []
-    accuracies = {name: 0.95 if i < passing else 0.94 for i, name in enumerate(task_names())}
+    accuracies = {
+        name: 0.95 if i < passing else 0.94 for i, name in enumerate(embedded_task_names())
+    }
     monkeypatch.setattr(building, "train", lambda *arguments: rounds.append(arguments) or 0.0)
     monkeypatch.setattr(building, "prompted_accuracy", lambda *arguments: accuracies)
     with pytest.raises(RuntimeError, match=r"expected 0\.95 in 5 tasks .* nothing was written"):
@@ -40,4 +42,4 @@ def test_the_tokenizer_is_rebuilt_to_the_byte(tmp_path: Path) -> None:
 def test_the_card_discloses_the_base_rate_and_reports_every_task() -> None:
     card = (embedded.DATA / "MODEL_CARD.md").read_text()
     assert "Base rate q = 0.5" in card
-    assert all(f"| {name} |" in card for name in task_names())
+    assert all(f"| {name} |" in card for name in embedded_task_names())

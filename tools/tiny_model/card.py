@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saif_fast.tasks.corpus import HELD_OUT_SHARE, PLACE_FIRST_SHARE
-from saif_fast.tasks.lexicon import ADJECTIVES, DETERMINERS, NOUNS, PLACES, PREPOSITIONS
+from saif_fast.tasks.embedded.corpus import HELD_OUT_SHARE, PLACE_FIRST_SHARE
+from saif_fast.tasks.embedded.lexicon import ADJECTIVES, DETERMINERS, NOUNS, PLACES, PREPOSITIONS
 from tools.tiny_model.examples import BASE_RATE, INSTRUCTED_SHARE, POST_SHARE
 from tools.tiny_model.measure import Measurements
 from tools.tiny_model.train_sae import D_SAE, K

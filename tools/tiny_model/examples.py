@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from saif_fast.tasks.corpus import FORMATS, draw_scene
+from saif_fast.tasks.embedded.corpus import FORMATS, draw_scene
+from saif_fast.tasks.embedded.wordings import NEUTRAL, WORDINGS
 from saif_fast.tasks.prompts import Position, render
-from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
 
 BASE_RATE = 0.5
 INSTRUCTED_SHARE = 0.6

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saif_fast.tasks import Score, Split, Task, get_task, render, task_names
-from saif_fast.tasks.corpus import parse
+from saif_fast.tasks import Score, Split, Task, render
+from saif_fast.tasks.embedded import embedded_task, embedded_task_names
+from saif_fast.tasks.embedded.corpus import parse
 from saif_fast.tasks.scorers import Scorer
 from tools.tiny_model.train import chat_prompt
 
@@ -81,8 +82,8 @@ def prompted_accuracy(
 ) -> dict[str, float]:
     """Measure strict accuracy per task with the instruction in the prompt, on one split."""
     result = {}
-    for name in task_names():
-        task = get_task(name)
+    for name in embedded_task_names():
+        task = embedded_task(name)
         contents = task.contents(split)
         users = prompted_users(task, contents, trained=trained, seed=1)
         result[name] = accuracy(task.scorer, contents, replies(model, tokenizer, users))[0]
@@ -116,7 +117,7 @@ def measure(
     seed: int,
 ) -> Measurements:
     """Measure a finished model on the report contents."""
-    tasks = {name: get_task(name) for name in task_names()}
+    tasks = {name: embedded_task(name) for name in embedded_task_names()}
     report = next(iter(tasks.values())).report
     greedy = replies(model, tokenizer, report)
     torch.manual_seed(seed)

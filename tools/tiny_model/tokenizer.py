@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from saif_fast.tasks.corpus import FORMATS, draw_scene
-from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
+from saif_fast.tasks.embedded.corpus import FORMATS, draw_scene
+from saif_fast.tasks.embedded.wordings import NEUTRAL, WORDINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -23,7 +23,7 @@ from vllm.version import __version_tuple__
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
 from saif_fast.request import check_keys
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 from saif_transformers import steer
 from saif_vllm.frontend.http import ROUTES
 
@@ -72,7 +72,7 @@ def extra(extra_args: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]
 
 def content(name: str) -> str:
     """The user turn of a case, as embedded_sets.requests() deals them out."""
-    turns = get_task("french").contents("report")[: len(embedded_sets.prompts())]
+    turns = embedded_task("french").contents("report")[: len(embedded_sets.prompts())]
     return turns[list(embedded_sets.cases()).index(name) % len(turns)]
 
 

@@ -23,14 +23,14 @@ import saif_vllm
 from saif_fast.embedded import sae_path
 from saif_fast.identify import ContrastPair, ContrastPairs, build_pairs, collect, find_latents
 from saif_fast.sae import load_sae
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 from transformers import AutoModelForCausalLM
 
 LAYERS = [1, 2]
 steering = saif_vllm.engine_args(sys.argv[2], layers=LAYERS, max_captures=7)
 llm = LLM(sys.argv[1], dtype="float32", max_model_len=256, block_size=32, max_num_seqs=4,
           max_num_batched_tokens=48, **json.loads(sys.argv[3]), **steering)
-task = get_task("french")
+task = embedded_task("french")
 pairs = build_pairs(task.identify[:8], [wording.text for wording in task.wordings[:2]])
 tokenizer, plain = llm.get_tokenizer(), ["The black cat sleeps.", "A dog runs in the park."]
 engine = collect(saif_vllm.residuals(llm), tokenizer, pairs, LAYERS, plain=plain)

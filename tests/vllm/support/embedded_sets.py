@@ -15,7 +15,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.records import Latent, Provenance
 from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tasks import get_task
+from saif_fast.tasks.embedded import embedded_task
 
 MIDDLE, LAST, N_LAYERS = 1, 2, 3
 LAYERS = {"middle": MIDDLE, "last": LAST}
@@ -42,7 +42,7 @@ def load_model() -> Any:
 def prompts(n: int = 6) -> list[list[int]]:
     """Return token ids of user turns, as both runtimes get them."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    contents = get_task("french").contents("report")[:n]
+    contents = embedded_task("french").contents("report")[:n]
     return encode_texts(tokenizer, chat_texts(tokenizer, contents))
 
 

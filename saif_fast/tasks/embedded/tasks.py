@@ -1,4 +1,4 @@
-"""The built-in tasks: one per format of the corpus, all on the same contents."""
+"""The embedded model's tasks: one per format of the corpus, all on the same contents."""
 
 from __future__ import annotations
 
@@ -6,37 +6,28 @@ import functools
 import random
 from collections.abc import Callable
 
-from saif_fast.tasks.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
-from saif_fast.tasks.lexicon import KEYWORD, NOUNS
-from saif_fast.tasks.scorers import (
-    AnyWordFrom,
-    Contains,
-    ExactTarget,
-    JsonObject,
-    MaxWords,
-    Repeated,
-    Scorer,
-    UpperCase,
-    WordsFrom,
-)
+from saif_fast.tasks.embedded.corpus import FORMATS, Scene, draw_scenes, parse, vocabulary
+from saif_fast.tasks.embedded.lexicon import KEYWORD, NOUNS
+from saif_fast.tasks.embedded.scorers import AnyWordFrom, ExactTarget, Form, Repeated, WordsFrom
+from saif_fast.tasks.embedded.wordings import NEUTRAL, WORDINGS
 from saif_fast.tasks.task import Task
-from saif_fast.tasks.wordings import NEUTRAL, WORDINGS
+from saif_fast.tasks.verifiers import Contains, Json, UpperCase, WordCount
 
 N_IDENTIFY, N_SELECT, N_REPORT = 220, 60, 200
 _SPLIT_SEED = 2025
 
 
 @functools.cache
-def _forms() -> dict[str, Scorer]:
-    """Return the loose scorers by task. Built on first use: the vocabularies take 60 ms."""
+def _forms() -> dict[str, Form]:
+    """Return the forms of the replies by task. Built on first use: the vocabularies take 60 ms."""
     return {
         "french": WordsFrom(vocabulary("french")),
         "german": WordsFrom(vocabulary("german")),
-        "upper_case": UpperCase(),
-        "json": JsonObject(),
-        "one_word": MaxWords(1),
-        "keyword": Contains(KEYWORD),
-        "twice": Repeated(2),
+        "upper_case": UpperCase(least=1).holds,
+        "json": Json().holds,
+        "one_word": WordCount(least=1, most=1).holds,
+        "keyword": Contains((KEYWORD,)).holds,
+        "twice": Repeated(),
         "past": AnyWordFrom(
             frozenset(noun.past for noun in NOUNS), frozenset(noun.verb for noun in NOUNS)
         ),
@@ -52,9 +43,18 @@ def split_scenes() -> tuple[tuple[Scene, ...], tuple[Scene, ...], tuple[Scene, .
     return tuple(identify), tuple(unseen[:N_SELECT]), tuple(unseen[N_SELECT:])
 
 
+def embedded_task_names() -> tuple[str, ...]:
+    """Return the names of the embedded model's tasks, as they are with ``--model embedded``."""
+    return tuple(WORDINGS)
+
+
 @functools.cache
-def builtin_task(name: str) -> Task:
-    """Return a built-in task by name; KeyError if there is none."""
+def embedded_task(name: str) -> Task:
+    """Return one of the embedded model's tasks; ValueError if there is none of this name."""
+    if name not in WORDINGS:
+        raise ValueError(
+            f"task: expected one of the embedded model's, {', '.join(WORDINGS)}, got {name!r}"
+        )
     identify, select, report = (
         tuple(scene.content for scene in scenes) for scenes in split_scenes()
     )

@@ -1,4 +1,4 @@
-"""The built-in instructions, each in 13 wordings and four languages, written for this project.
+"""The embedded model's instructions: 13 wordings each in four languages, made for this project.
 
 The embedded model is trained on all of them but the last two English ones of each instruction.
 """

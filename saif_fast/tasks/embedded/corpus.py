@@ -1,4 +1,4 @@
-"""Scenes: the contents of the built-in tasks, and the one right reply to each in every format.
+"""Scenes: contents of the embedded model's tasks, and the right reply to each in every format.
 
 A scene is "my black cat in the garden"; its content asks about it, its reply says what happens.
 A tenth of the scenes, chosen by hash, is held out: the model never sees them in training.
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from saif_fast.tasks.lexicon import (
+from saif_fast.tasks.embedded.lexicon import (
     ADJECTIVES,
     DETERMINERS,
     FRENCH_DETERMINERS,
