@@ -1,4 +1,4 @@
-"""The Transformers runtime: batched greedy generation with steering."""
+"""The Transformers runtime: batched greedy generation and scoring, with steering."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saif_fast.hf import batches, check_lengths, encode_texts, left_pad, positions_of
+from saif_fast.hf import (
+    batches,
+    check_lengths,
+    encode_continuations,
+    encode_texts,
+    left_pad,
+    positions_of,
+)
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
 from saif_fast.request import SteeringRequest, check_reached, parse_request
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.context import load_set
 from saif_transformers.hooks import SteeringHooks
@@ -22,7 +29,7 @@ from saif_transformers.hooks import SteeringHooks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Elements of a step's logits: bounds the batch rows where the vocabulary is large.
+# Elements of a forward's logits: bounds the batch where the vocabulary is large.
 _LOGIT_ELEMENTS = 1 << 27
 
 
@@ -72,7 +79,8 @@ class TransformersRuntime:
         self._model, self._tokenizer, self._sets = model.eval(), tokenizer, sets
         self._context = ModelInfo.from_config(model.config).context
         vocabulary = model.config.get_text_config().vocab_size
-        self._max_rows = max(1, min(max_rows, _LOGIT_ELEMENTS // vocabulary))
+        self._max_logits = max(1, _LOGIT_ELEMENTS // vocabulary)
+        self._max_rows = min(max_rows, self._max_logits)
         self._max_batch_tokens = max_batch_tokens
         # Stop at the tokenizer's and the generation config's EOS, as vLLM does.
         eos = model.generation_config.eos_token_id
@@ -88,8 +96,7 @@ class TransformersRuntime:
         """
         if not requests:
             return []
-        names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)
-        steering = [parse_request(request.extra_args, available=names) for request in requests]
+        steering, hooks = self._steering(requests)
         prompts = encode_texts(self._tokenizer, [request.prompt for request in requests])
         bias = _LogitBias(
             [request.logit_bias for request in requests],
@@ -104,9 +111,6 @@ class TransformersRuntime:
             if (asked := steering[i]) is not None:
                 check_reached(asked.window, request.max_tokens)
         check_lengths(prompts, self._context, lambda i: f"request {i} prompt")
-        used = {name for request in steering if request is not None for name, _ in request.sets}
-        loaded = {name: load_set(self._sets, name) for name in names if name in used}
-        hooks = SteeringHooks(self._model, loaded)
         generated: list[list[int]] = [[]] * len(requests)
         with torch.inference_mode(), hooks.attached():
             # As in vLLM, a generation ends where the context does.
@@ -130,9 +134,62 @@ class TransformersRuntime:
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
         ]
 
+    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        """Return the log-probability of each token of each continuation, in nats.
+
+        All requests are checked before any runs. One forward scores a batch.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set, or has an empty prompt or
+                continuation, or both together fill the model's context.
+        """
+        steering, hooks = self._steering(requests)
+        pairs = encode_continuations(
+            self._tokenizer,
+            [request.prompt for request in requests],
+            [request.continuation for request in requests],
+            self._context,
+        )
+        scores: list[list[float]] = [[]] * len(requests)
+        lengths = [len(prompt) + len(continuation) for prompt, continuation in pairs]
+        max_tokens = min(self._max_batch_tokens, self._max_logits)
+        with torch.inference_mode(), hooks.attached():
+            for batch in batches(lengths, max_tokens, self._max_rows):
+                tokens, real = left_pad(
+                    [[*pairs[i][0], *pairs[i][1]] for i in batch], self._model.device
+                )
+                hooks.set_requests([steering[i] for i in batch], real.sum(1))
+                positions = positions_of(real)
+                hooks.place_tokens(positions, real)
+                longest = max(len(pairs[i][1]) for i in batch)
+                # Each token is scored by the logits at the one before it.
+                logits = self._model(
+                    input_ids=tokens,
+                    attention_mask=real.long(),
+                    position_ids=positions,
+                    use_cache=False,
+                    logits_to_keep=longest + 1,
+                ).logits[:, :-1]
+                logits = logits.float()
+                chosen = logits.gather(-1, tokens[:, -longest:, None]).squeeze(-1)
+                rows = (chosen - logits.logsumexp(-1)).tolist()
+                for i, row in zip(batch, rows, strict=True):
+                    scores[i] = row[longest - len(pairs[i][1]) :]
+        return scores
+
     def close(self) -> None:
         """Drop the model. The runtime cannot be used afterwards."""
         del self._model, self._tokenizer
+
+    def _steering(
+        self, requests: Sequence[GenerationRequest] | Sequence[ScoringRequest]
+    ) -> tuple[list[SteeringRequest | None], SteeringHooks]:
+        """Parse what the requests ask for, and load the sets that they name."""
+        names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)
+        steering = [parse_request(request.extra_args, available=names) for request in requests]
+        used = {name for request in steering if request is not None for name, _ in request.sets}
+        loaded = {name: load_set(self._sets, name) for name in names if name in used}
+        return steering, SteeringHooks(self._model, loaded)
 
     def _run(
         self,

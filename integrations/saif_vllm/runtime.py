@@ -1,4 +1,4 @@
-"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation by a vLLM engine."""
+"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation and scoring by vLLM."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saif_fast.hf import encode_texts
+from saif_fast.hf import encode_continuations, encode_texts
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.arguments import engine_args
 
@@ -94,6 +94,44 @@ class VllmRuntime:
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
+        ]
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        """Return the log-probability of each token of each continuation, in nats.
+
+        All requests are checked before any runs. Scored texts are not read from the prefix cache.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set, or has an empty prompt or
+                continuation, or both together fill the model's context.
+        """
+        from vllm import SamplingParams
+
+        pairs = encode_continuations(
+            self._tokenizer,
+            [request.prompt for request in requests],
+            [request.continuation for request in requests],
+            self._llm.model_config.max_model_len,
+        )
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=1,  # the least that vLLM generates
+                prompt_logprobs=0,  # of the prompt's own tokens alone
+                flat_logprobs=True,
+                extra_args=request.extra_args or None,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*prompt, *continuation]} for prompt, continuation in pairs],
+            params,
+            use_tqdm=False,
+        )
+        return [
+            output.prompt_logprobs.logprobs[-len(continuation) :]
+            for output, (_, continuation) in zip(outputs, pairs, strict=True)
         ]
 
     def close(self) -> None:
