@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from saif_fast.hf import (
 )
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
+from saif_fast.quality.capability import CapabilityCost
 from saif_fast.request import SteeringRequest, check_reached, parse_request
 from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.set_dir import SetDirectory
@@ -158,24 +160,60 @@ class TransformersRuntime:
                 tokens, real = left_pad(
                     [[*pairs[i][0], *pairs[i][1]] for i in batch], self._model.device
                 )
-                hooks.set_requests([steering[i] for i in batch], real.sum(1))
-                positions = positions_of(real)
-                hooks.place_tokens(positions, real)
                 longest = max(len(pairs[i][1]) for i in batch)
-                # Each token is scored by the logits at the one before it.
-                logits = self._model(
-                    input_ids=tokens,
-                    attention_mask=real.long(),
-                    position_ids=positions,
-                    use_cache=False,
-                    logits_to_keep=longest + 1,
-                ).logits[:, :-1]
-                logits = logits.float()
+                logits = self._logits(tokens, real, [steering[i] for i in batch], hooks, longest)
                 chosen = logits.gather(-1, tokens[:, -longest:, None]).squeeze(-1)
                 rows = (chosen - logits.logsumexp(-1)).tolist()
                 for i, row in zip(batch, rows, strict=True):
                     scores[i] = row[longest - len(pairs[i][1]) :]
         return scores
+
+    def capability_cost(self, saif: str, texts: Sequence[str]) -> CapabilityCost:
+        """Compare the model steered at every token with the unsteered one: two forwards per batch.
+
+        For plain text take ``saif_fast.identify.plain_texts()``; prompts go through the chat
+        template first.
+
+        Raises:
+            ValueError: ``saif`` does not parse or names an unknown set, or a text has fewer than
+                two tokens or as many as the context or more.
+        """
+        (asked,), hooks = self._steering([ScoringRequest(prompt="", continuation="", saif=saif)])
+        ids = encode_texts(self._tokenizer, texts)
+        check_lengths(ids, self._context, lambda i: f"text {i}")
+        for i, row in enumerate(ids):
+            if len(row) < 2:
+                raise ValueError(f"text {i}: expected 2 tokens or more, got {len(row)}")
+        lengths = [len(row) for row in ids]
+        sums = torch.zeros(3, dtype=torch.float64)
+        # Both variants' logits, and what is made of them, are in memory at once.
+        max_tokens = min(self._max_batch_tokens, max(1, self._max_logits // 4))
+        with torch.inference_mode(), hooks.attached():
+            for batch in batches(lengths, max_tokens):
+                tokens, real = left_pad([ids[i] for i in batch], self._model.device)
+                plain, steered = (
+                    self._logits(tokens, real, [variant] * len(batch), hooks, tokens.shape[1] - 1)
+                    for variant in (None, asked)
+                )
+                plain, steered = plain.log_softmax(-1), steered.log_softmax(-1)
+                # A token counts where it and the one before it are no padding.
+                known, following = real[:, :-1], tokens[:, 1:, None]
+                for k, values in enumerate(
+                    (
+                        plain.gather(-1, following).squeeze(-1),
+                        steered.gather(-1, following).squeeze(-1),
+                        (plain.exp() * (plain - steered)).sum(-1),
+                    )
+                ):
+                    sums[k] += values[known].double().sum().cpu()
+        n_tokens = sum(lengths) - len(lengths)
+        log_plain, log_steered, kl = (sums / n_tokens).tolist()
+        return CapabilityCost(
+            perplexity=math.exp(-log_plain),
+            steered_perplexity=math.exp(-log_steered),
+            kl=kl,
+            n_tokens=n_tokens,
+        )
 
     def close(self) -> None:
         """Drop the model. The runtime cannot be used afterwards."""
@@ -190,6 +228,31 @@ class TransformersRuntime:
         used = {name for request in steering if request is not None for name, _ in request.sets}
         loaded = {name: load_set(self._sets, name) for name in names if name in used}
         return steering, SteeringHooks(self._model, loaded)
+
+    def _logits(
+        self,
+        tokens: Tensor,
+        real: Tensor,
+        steering: list[SteeringRequest | None],
+        hooks: SteeringHooks,
+        n_last: int,
+    ) -> Tensor:
+        """Return the logits of each row's ``n_last`` last tokens: [rows, n_last, vocabulary] fp32.
+
+        They are those at the tokens before. The whole row is a prompt, in terms of steering.
+        """
+        hooks.set_requests(steering, real.sum(1))
+        positions = positions_of(real)
+        hooks.place_tokens(positions, real)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=real.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=n_last + 1,
+        )
+        logits: Tensor = output.logits[:, :-1].float()
+        return logits
 
     def _run(
         self,

@@ -284,6 +284,41 @@ def test_an_empty_prompt_is_refused(model: LlamaForCausalLM) -> None:
         without_bos.score([ScoringRequest(prompt="", continuation="w1")])
 
 
+def test_the_capability_cost_is_that_of_single_forwards(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    small = TransformersRuntime(model, SETS, tokenizer=tokenizer, max_batch_tokens=12)
+    got = small.capability_cost("live*0.7 + dense", PROMPTS)
+    rows, ask = [], Ask({"live": 0.7, "dense": 1.0}, prompt=True)
+    for text in PROMPTS:
+        ids = tokenizer(text)["input_ids"]
+        plain, steered = (
+            naive_logits(model, ids, len(ids), asked, SETS)[:-1].double().log_softmax(-1)
+            for asked in (Ask(), ask)
+        )
+        for i, token in enumerate(ids[1:]):
+            kl = (plain[i].exp() * (plain[i] - steered[i])).sum()
+            rows.append([-plain[i, token], -steered[i, token], kl])
+    mean = torch.tensor(rows, dtype=torch.float64).mean(0)
+    assert got.n_tokens == len(rows)
+    assert got.perplexity == pytest.approx(mean[0].exp().item(), rel=1e-4)
+    assert got.steered_perplexity == pytest.approx(mean[1].exp().item(), rel=1e-4)
+    assert got.kl == pytest.approx(mean[2].item(), rel=1e-3)
+    assert got.kl > 0.1
+
+
+def test_a_set_of_next_to_no_strength_costs_nothing(runtime: TransformersRuntime) -> None:
+    cost = runtime.capability_cost("dense*1e-7", PROMPTS)
+    assert cost.kl == pytest.approx(0.0, abs=1e-6)
+    assert cost.steered_perplexity == pytest.approx(cost.perplexity)
+
+
+def test_a_text_of_one_token_has_no_perplexity(model: LlamaForCausalLM) -> None:
+    without_bos = TransformersRuntime(model, SETS, tokenizer=tiny_tokenizer(adds_bos=False))
+    with pytest.raises(ValueError, match="text 1: expected 2 tokens or more, got 1"):
+        without_bos.capability_cost("dense", ["w1 w2", "w3"])
+
+
 def test_a_model_directory(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
