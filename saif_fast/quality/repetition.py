@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NGRAM = 3  # words
-# A word, or one character of a script that has no spaces between words. Numbers are no words, because
-# "Step 1: rest. Step 2: rest." says one thing twice.
+# A word, or one character of a script that has no spaces between words. Numbers are no words,
+# because "Step 1: rest. Step 2: rest." says one thing twice.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _TIMES, _TIMES_LONG = 3, 2  # a period is a loop from this time on
 _LONG = 16  # letters of a long period, about four words

@@ -9,7 +9,7 @@ LOOPS = {
     "after a beginning": "La ville d'enfant est La La La La La La",
     "punctuation between": "Luna: Luna: Luna:",
     "within a word": "Leavenilsilversilversilversilversilver",
-    "two sentences": "I do not know it.\n\nShe may know it well.\n\nI do not know it.\n\nShe may know it well.",
+    "two sentences": "I do not know.\n\nShe may know it.\n\nI do not know.\n\nShe may know it.",
     "cut off within a word": "We sing a song. We sing a song. We sing a song. We si",
     "cut off in its third time": "We do not know this song. We do not know this song. We do n",
     "numbered items": "1. Friendship\n2. Friendship\n3. Friendship\n4. Friendship",
