@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ class VllmRuntime:
         sets: the sets that a request may name.
         options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. By default nothing is compiled,
             because a tiny model is served before a compiler is done, and on a CPU the KV cache is
-            1 GiB.
+            1 GiB. There the engine gets one OpenMP thread per core but one, bound to none, unless
+            the environment sets ``OMP_NUM_THREADS`` or ``VLLM_CPU_OMP_THREADS_BIND``.
 
     Raises:
         ValueError: a set does not fit the model.
@@ -63,7 +66,8 @@ class VllmRuntime:
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})
             options |= ours
-        self._llm = LLM(str(model), **options)
+        with _cpu_threads() if current_platform.is_cpu() else nullcontext():
+            self._llm = LLM(str(model), **options)
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -139,3 +143,27 @@ class VllmRuntime:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._folder.cleanup()
+
+
+@contextmanager
+def _cpu_threads() -> Iterator[None]:
+    """Choose the OpenMP threads of an engine that starts inside, where the user has not.
+
+    By default vLLM binds a thread to each core. The engine's core and the front end then run on
+    a bound thread's core, and the other threads spin until it is back: ten times slower on two
+    cores. The engine's processes take the variables with them when they are made.
+    """
+    # macOS has no affinity.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+    chosen = {
+        "OMP_NUM_THREADS": str(max(1, cores - 1)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    ours = {name: value for name, value in chosen.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
