@@ -138,7 +138,8 @@ class Yardstick:
             prompter: turns a content and an instruction into the model's text.
             contents: contents, three or more; 32 are enough.
             instructions: given in turn with the contents, for as many replies again.
-            max_tokens: length of the replies.
+            max_tokens: length of the replies. Take that of the replies to be judged: the first
+                tokens of a reply depend most on its content, so means over short replies are lower.
             seed: seed of the draws of other contents.
 
         Raises:
