@@ -47,8 +47,52 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
         ValueError: a text holds half of a surrogate pair. Bytes of a command line that are not
             UTF-8 are read as such.
     """
-    if not texts:
-        return []
+    ids = _plain_ids(tokenizer, texts)
+    bos = tokenizer.bos_token_id
+    if not ids or bos is None:
+        return ids
+    adds_bos = tokenizer("a")["input_ids"][:1] == [bos]
+    return [_with_one_bos(row, bos, adds_bos) for row in ids]
+
+
+def encode_continuations(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    context: int | None,
+) -> list[tuple[list[int], list[int]]]:
+    """Tokenize prompts as :func:`encode_texts` does, and what follows each without special tokens.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompts: what the model reads first.
+        continuations: what follows each prompt.
+        context: the model's context in tokens; None = not known.
+
+    Returns:
+        Token ids of each prompt and of its continuation.
+
+    Raises:
+        ValueError: a prompt or a continuation has no tokens, both have as many as the context or
+            more, or as :func:`encode_texts`.
+
+    Examples:
+        >>> encode_continuations(tokenizer, ["The capital of France is"], [" Paris"], 8192)
+        [([504, 3575, 282, 4649, 314], [7042])]
+    """
+    heads, tails = encode_texts(tokenizer, prompts), _plain_ids(tokenizer, continuations)
+    check_lengths(heads, None, lambda i: f"request {i} prompt")
+    check_lengths(tails, None, lambda i: f"request {i} continuation")
+    pairs = list(zip(heads, tails, strict=True))
+    check_lengths(
+        [head + tail for head, tail in pairs],
+        context,
+        lambda i: f"request {i} prompt and continuation",
+    )
+    return pairs
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     for text in texts:
         try:
             text.encode()
@@ -56,12 +100,10 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
             raise ValueError(
                 f"text: expected Unicode, got {text[error.start]!r} in {reprlib.repr(text)}"
             ) from None
+    if not texts:
+        return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return ids
-    adds_bos = tokenizer("a")["input_ids"][:1] == [bos]
-    return [_with_one_bos(row, bos, adds_bos) for row in ids]
+    return ids
 
 
 def _with_one_bos(ids: list[int], bos: int, adds_bos: bool) -> list[int]:

@@ -1,7 +1,8 @@
-"""The Transformers runtime: batched greedy generation with steering."""
+"""The Transformers runtime: batched greedy generation and scoring, with steering."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saif_fast.hf import batches, check_lengths, encode_texts, left_pad, positions_of
+from saif_fast.hf import (
+    batches,
+    check_lengths,
+    encode_continuations,
+    encode_texts,
+    left_pad,
+    positions_of,
+)
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
+from saif_fast.quality.capability import CapabilityCost
 from saif_fast.request import SteeringRequest, check_reached, parse_request
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.context import load_set
 from saif_transformers.hooks import SteeringHooks
@@ -22,7 +31,7 @@ from saif_transformers.hooks import SteeringHooks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Elements of a step's logits: bounds the batch rows where the vocabulary is large.
+# Elements of a forward's logits: bounds the batch where the vocabulary is large.
 _LOGIT_ELEMENTS = 1 << 27
 
 
@@ -72,7 +81,8 @@ class TransformersRuntime:
         self._model, self._tokenizer, self._sets = model.eval(), tokenizer, sets
         self._context = ModelInfo.from_config(model.config).context
         vocabulary = model.config.get_text_config().vocab_size
-        self._max_rows = max(1, min(max_rows, _LOGIT_ELEMENTS // vocabulary))
+        self._max_logits = max(1, _LOGIT_ELEMENTS // vocabulary)
+        self._max_rows = min(max_rows, self._max_logits)
         self._max_batch_tokens = max_batch_tokens
         # Stop at the tokenizer's and the generation config's EOS, as vLLM does.
         eos = model.generation_config.eos_token_id
@@ -88,8 +98,7 @@ class TransformersRuntime:
         """
         if not requests:
             return []
-        names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)
-        steering = [parse_request(request.extra_args, available=names) for request in requests]
+        steering, hooks = self._steering(requests)
         prompts = encode_texts(self._tokenizer, [request.prompt for request in requests])
         bias = _LogitBias(
             [request.logit_bias for request in requests],
@@ -104,9 +113,6 @@ class TransformersRuntime:
             if (asked := steering[i]) is not None:
                 check_reached(asked.window, request.max_tokens)
         check_lengths(prompts, self._context, lambda i: f"request {i} prompt")
-        used = {name for request in steering if request is not None for name, _ in request.sets}
-        loaded = {name: load_set(self._sets, name) for name in names if name in used}
-        hooks = SteeringHooks(self._model, loaded)
         generated: list[list[int]] = [[]] * len(requests)
         with torch.inference_mode(), hooks.attached():
             # As in vLLM, a generation ends where the context does.
@@ -130,9 +136,123 @@ class TransformersRuntime:
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
         ]
 
+    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        """Return the log-probability of each token of each continuation, in nats.
+
+        All requests are checked before any runs. One forward scores a batch.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set, or has an empty prompt or
+                continuation, or both together fill the model's context.
+        """
+        steering, hooks = self._steering(requests)
+        pairs = encode_continuations(
+            self._tokenizer,
+            [request.prompt for request in requests],
+            [request.continuation for request in requests],
+            self._context,
+        )
+        scores: list[list[float]] = [[]] * len(requests)
+        lengths = [len(prompt) + len(continuation) for prompt, continuation in pairs]
+        max_tokens = min(self._max_batch_tokens, self._max_logits)
+        with torch.inference_mode(), hooks.attached():
+            for batch in batches(lengths, max_tokens, self._max_rows):
+                tokens, real = left_pad(
+                    [[*pairs[i][0], *pairs[i][1]] for i in batch], self._model.device
+                )
+                longest = max(len(pairs[i][1]) for i in batch)
+                logits = self._logits(tokens, real, [steering[i] for i in batch], hooks, longest)
+                chosen = logits.gather(-1, tokens[:, -longest:, None]).squeeze(-1)
+                rows = (chosen - logits.logsumexp(-1)).tolist()
+                for i, row in zip(batch, rows, strict=True):
+                    scores[i] = row[longest - len(pairs[i][1]) :]
+        return scores
+
+    def capability_cost(self, saif: str, texts: Sequence[str]) -> CapabilityCost:
+        """Compare the model steered at every token with the unsteered one: two forwards per batch.
+
+        For plain text take ``saif_fast.identify.plain_texts()``; prompts go through the chat
+        template first.
+
+        Raises:
+            ValueError: ``saif`` does not parse or names an unknown set, or a text has fewer than
+                two tokens or as many as the context or more.
+        """
+        (asked,), hooks = self._steering([ScoringRequest(prompt="", continuation="", saif=saif)])
+        ids = encode_texts(self._tokenizer, texts)
+        check_lengths(ids, self._context, lambda i: f"text {i}")
+        for i, row in enumerate(ids):
+            if len(row) < 2:
+                raise ValueError(f"text {i}: expected 2 tokens or more, got {len(row)}")
+        lengths = [len(row) for row in ids]
+        sums = torch.zeros(3, dtype=torch.float64)
+        # Both variants' logits, and what is made of them, are in memory at once.
+        max_tokens = min(self._max_batch_tokens, max(1, self._max_logits // 4))
+        with torch.inference_mode(), hooks.attached():
+            for batch in batches(lengths, max_tokens):
+                tokens, real = left_pad([ids[i] for i in batch], self._model.device)
+                plain, steered = (
+                    self._logits(tokens, real, [variant] * len(batch), hooks, tokens.shape[1] - 1)
+                    for variant in (None, asked)
+                )
+                plain, steered = plain.log_softmax(-1), steered.log_softmax(-1)
+                # A token counts where it and the one before it are no padding.
+                known, following = real[:, :-1], tokens[:, 1:, None]
+                for k, values in enumerate(
+                    (
+                        plain.gather(-1, following).squeeze(-1),
+                        steered.gather(-1, following).squeeze(-1),
+                        (plain.exp() * (plain - steered)).sum(-1),
+                    )
+                ):
+                    sums[k] += values[known].double().sum().cpu()
+        n_tokens = sum(lengths) - len(lengths)
+        log_plain, log_steered, kl = (sums / n_tokens).tolist()
+        return CapabilityCost(
+            perplexity=math.exp(-log_plain),
+            steered_perplexity=math.exp(-log_steered),
+            kl=kl,
+            n_tokens=n_tokens,
+        )
+
     def close(self) -> None:
         """Drop the model. The runtime cannot be used afterwards."""
         del self._model, self._tokenizer
+
+    def _steering(
+        self, requests: Sequence[GenerationRequest] | Sequence[ScoringRequest]
+    ) -> tuple[list[SteeringRequest | None], SteeringHooks]:
+        """Parse what the requests ask for, and load the sets that they name."""
+        names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)
+        steering = [parse_request(request.extra_args, available=names) for request in requests]
+        used = {name for request in steering if request is not None for name, _ in request.sets}
+        loaded = {name: load_set(self._sets, name) for name in names if name in used}
+        return steering, SteeringHooks(self._model, loaded)
+
+    def _logits(
+        self,
+        tokens: Tensor,
+        real: Tensor,
+        steering: list[SteeringRequest | None],
+        hooks: SteeringHooks,
+        n_last: int,
+    ) -> Tensor:
+        """Return the logits of each row's ``n_last`` last tokens: [rows, n_last, vocabulary] fp32.
+
+        They are those at the tokens before. The whole row is a prompt, in terms of steering.
+        """
+        hooks.set_requests(steering, real.sum(1))
+        positions = positions_of(real)
+        hooks.place_tokens(positions, real)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=real.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=n_last + 1,
+        )
+        logits: Tensor = output.logits[:, :-1].float()
+        return logits
 
     def _run(
         self,

@@ -1,16 +1,18 @@
-"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation by a vLLM engine."""
+"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation and scoring by vLLM."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from saif_fast.hf import encode_texts
+from saif_fast.hf import encode_continuations, encode_texts
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.arguments import engine_args
 
@@ -29,7 +31,8 @@ class VllmRuntime:
         sets: the sets that a request may name.
         options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. By default nothing is compiled,
             because a tiny model is served before a compiler is done, and on a CPU the KV cache is
-            1 GiB.
+            1 GiB. There the engine gets one OpenMP thread per core but one, bound to none, unless
+            the environment sets ``OMP_NUM_THREADS`` or ``VLLM_CPU_OMP_THREADS_BIND``.
 
     Raises:
         ValueError: a set does not fit the model.
@@ -63,7 +66,8 @@ class VllmRuntime:
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})
             options |= ours
-        self._llm = LLM(str(model), **options)
+        with _cpu_threads() if current_platform.is_cpu() else nullcontext():
+            self._llm = LLM(str(model), **options)
         self._tokenizer = self._llm.get_tokenizer()
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -96,8 +100,70 @@ class VllmRuntime:
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
         ]
 
+    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        """Return the log-probability of each token of each continuation, in nats.
+
+        All requests are checked before any runs. Scored texts are not read from the prefix cache.
+
+        Raises:
+            ValueError: a request does not parse, names an unknown set, or has an empty prompt or
+                continuation, or both together fill the model's context.
+        """
+        from vllm import SamplingParams
+
+        pairs = encode_continuations(
+            self._tokenizer,
+            [request.prompt for request in requests],
+            [request.continuation for request in requests],
+            self._llm.model_config.max_model_len,
+        )
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=1,  # the least that vLLM generates
+                prompt_logprobs=0,  # of the prompt's own tokens alone
+                flat_logprobs=True,
+                extra_args=request.extra_args or None,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*prompt, *continuation]} for prompt, continuation in pairs],
+            params,
+            use_tqdm=False,
+        )
+        return [
+            output.prompt_logprobs.logprobs[-len(continuation) :]
+            for output, (_, continuation) in zip(outputs, pairs, strict=True)
+        ]
+
     def close(self) -> None:
         """End the engine's processes; the runtime cannot be used afterwards."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._folder.cleanup()
+
+
+@contextmanager
+def _cpu_threads() -> Iterator[None]:
+    """Choose the OpenMP threads of an engine that starts inside, where the user has not.
+
+    By default vLLM binds a thread to each core. The engine's core and the front end then run on
+    a bound thread's core, and the other threads spin until it is back: ten times slower on two
+    cores. The engine's processes take the variables with them when they are made.
+    """
+    # macOS has no affinity.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+    chosen = {
+        "OMP_NUM_THREADS": str(max(1, cores - 1)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    ours = {name: value for name, value in chosen.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]

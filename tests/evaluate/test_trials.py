@@ -8,7 +8,7 @@ import torch
 from saif_fast.evaluate.methods import Candidate, Method, strengths
 from saif_fast.evaluate.trials import Trial, run, select
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_fast.tasks import Score, Task, Wording, render
 
 
@@ -22,6 +22,9 @@ class ShoutingRuntime:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         self.calls.append(list(requests))
         return [Generation(self._reply(request), []) for request in requests]
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        raise AssertionError("a trial scores no text")
 
     def _reply(self, request: GenerationRequest) -> str:
         if request.saif is None:

@@ -9,11 +9,19 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
 from saif_transformers import TransformersRuntime, steer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from random_model import N_LAYERS, dense, edited, tiny_model, tiny_tokenizer
+from random_model import (
+    N_LAYERS,
+    Ask,
+    dense,
+    edited,
+    naive_logits,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 PROMPTS = ("w1 w2 w3 w4 w5 w6", "w7", "w8 w9 w10", "w11 w12 w13 w14", "w15 w16")
 SETS = {
@@ -183,6 +191,132 @@ def test_bad_requests_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         runtime.generate([request_])
+
+
+TEXTS = ("w5 w6 w7 w8 w9", "w11", "w12 w13 w3", "<eos> w1")
+STEERED: tuple[tuple[str | None, dict[str, float]], ...] = (
+    (None, {}),
+    ("live*0.7 + dense", {"live": 0.7, "dense": 1.0}),
+    ("add", {"add": 1.0}),
+)
+
+
+def scored() -> list[ScoringRequest]:
+    """Every prompt before every text, unsteered and steered, in an order that mixes lengths."""
+    return [
+        ScoringRequest(prompt=prompt, continuation=text, saif=saif)
+        for prompt in PROMPTS
+        for text in TEXTS
+        for saif, _ in STEERED
+    ]
+
+
+def test_scores_are_the_log_probabilities_of_single_forwards(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
+) -> None:
+    asks = dict(STEERED)
+    for request, got in zip(scored(), runtime.score(scored()), strict=True):
+        prompt = tokenizer(request.prompt)["input_ids"]
+        text = tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
+        ask = Ask(asks[request.saif], prompt=True)
+        logits = naive_logits(model, prompt + text, len(prompt + text), ask, SETS)
+        before = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        expected = before[range(len(text)), text]
+        torch.testing.assert_close(torch.tensor(got), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 1}, {"max_rows": 7}, {"max_batch_tokens": 30}])
+def test_batches_change_no_score(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    runtime: TransformersRuntime,
+    options: dict[str, int],
+) -> None:
+    small = TransformersRuntime(model, SETS, tokenizer=tokenizer, **options)
+    for got, expected in zip(small.score(scored()), runtime.score(scored()), strict=True):
+        assert got == pytest.approx(expected, abs=1e-5)
+    assert runtime.score([]) == []
+
+
+def test_tokens_that_are_generated_greedily_have_the_scores_of_their_steps(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
+) -> None:
+    generation = runtime.generate([GenerationRequest(prompt=PROMPTS[0], max_tokens=5)])[0]
+    (got,) = runtime.score([ScoringRequest(prompt=PROMPTS[0], continuation=generation.text)])
+    inputs = tokenizer(PROMPTS[0], return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(
+        **inputs,
+        max_new_tokens=5,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    expected = [logits[0].log_softmax(-1).max().item() for logits in output.logits]
+    assert got == pytest.approx(expected[: len(got)], abs=1e-4)
+    assert len(got) == len(tokenizer(generation.text, add_special_tokens=False)["input_ids"])
+
+
+BAD_TEXTS = {
+    "empty text": (
+        ScoringRequest(prompt="w1", continuation=""),
+        "request 1 continuation: expected 1 token or more, got 0",
+    ),
+    "too long": (
+        ScoringRequest(prompt="w1 " * 30, continuation="w2 " * 33),
+        "request 1 prompt and continuation: expected 1 to 63 tokens, got 64",
+    ),
+    "set": (ScoringRequest(prompt="w1", continuation="w2", saif="none"), "available"),
+    "surrogate": (ScoringRequest(prompt="w1", continuation="\ud800"), "text: expected Unicode"),
+}
+
+
+@pytest.mark.parametrize("request_, message", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_bad_texts_are_refused_before_any_is_scored(
+    runtime: TransformersRuntime, request_: ScoringRequest, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        runtime.score([scored()[0], request_])
+
+
+def test_an_empty_prompt_is_refused(model: LlamaForCausalLM) -> None:
+    without_bos = TransformersRuntime(model, SETS, tokenizer=tiny_tokenizer(adds_bos=False))
+    with pytest.raises(ValueError, match="request 0 prompt: expected 1 token or more, got 0"):
+        without_bos.score([ScoringRequest(prompt="", continuation="w1")])
+
+
+def test_the_capability_cost_is_that_of_single_forwards(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    small = TransformersRuntime(model, SETS, tokenizer=tokenizer, max_batch_tokens=12)
+    got = small.capability_cost("live*0.7 + dense", PROMPTS)
+    rows, ask = [], Ask({"live": 0.7, "dense": 1.0}, prompt=True)
+    for text in PROMPTS:
+        ids = tokenizer(text)["input_ids"]
+        plain, steered = (
+            naive_logits(model, ids, len(ids), asked, SETS)[:-1].double().log_softmax(-1)
+            for asked in (Ask(), ask)
+        )
+        for i, token in enumerate(ids[1:]):
+            kl = (plain[i].exp() * (plain[i] - steered[i])).sum()
+            rows.append([-plain[i, token], -steered[i, token], kl])
+    mean = torch.tensor(rows, dtype=torch.float64).mean(0)
+    assert got.n_tokens == len(rows)
+    assert got.perplexity == pytest.approx(mean[0].exp().item(), rel=1e-4)
+    assert got.steered_perplexity == pytest.approx(mean[1].exp().item(), rel=1e-4)
+    assert got.kl == pytest.approx(mean[2].item(), rel=1e-3)
+    assert got.kl > 0.1
+
+
+def test_a_set_of_next_to_no_strength_costs_nothing(runtime: TransformersRuntime) -> None:
+    cost = runtime.capability_cost("dense*1e-7", PROMPTS)
+    assert cost.kl == pytest.approx(0.0, abs=1e-6)
+    assert cost.steered_perplexity == pytest.approx(cost.perplexity)
+
+
+def test_a_text_of_one_token_has_no_perplexity(model: LlamaForCausalLM) -> None:
+    without_bos = TransformersRuntime(model, SETS, tokenizer=tiny_tokenizer(adds_bos=False))
+    with pytest.raises(ValueError, match="text 1: expected 2 tokens or more, got 1"):
+        without_bos.capability_cost("dense", ["w1 w2", "w3"])
 
 
 def test_a_model_directory(

@@ -1,4 +1,4 @@
-"""The two runtimes behind one protocol generate the same."""
+"""The two runtimes behind one protocol generate and score the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest, open_runtime
+from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest, open_runtime
 
 pytestmark = pytest.mark.engine
 
@@ -30,10 +30,16 @@ REQUESTS = (
     ),
     GenerationRequest(prompt=PROMPT, logit_bias={40: 30.0, 41: -200.0}, max_tokens=8),
 )
+TEXTS = (
+    ScoringRequest(prompt=PROMPT, continuation=" the strong frog sleeps."),
+    ScoringRequest(prompt=PROMPT, continuation=" forest"),
+    ScoringRequest(prompt=PROMPT, continuation=" the strong frog sleeps.", saif="add_last*0.4"),
+    ScoringRequest(prompt=PROMPT, continuation=" the strong frog", saif="clamp_middle"),
+)
 SERVE = """
 import sys
 import msgspec
-from saif_fast.runtime import GenerationRequest, open_runtime
+from saif_fast.runtime import GenerationRequest, ScoringRequest, open_runtime
 from saif_fast.set_dir import SetDirectory
 
 if __name__ == "__main__":
@@ -41,28 +47,50 @@ if __name__ == "__main__":
     directory = SetDirectory(sys.argv[2])
     # A mapping: what is steered with need not be on disk.
     sets = {name: directory.load(name) for name in ("add_last", "clamp_middle")}
-    runtime = open_runtime("vllm", sys.argv[1], sets, max_model_len=512)
+    runtime = open_runtime("vllm", sys.argv[1], sets, max_model_len=512, dtype="float32")
     generated = runtime.generate(requests)
-    try:
-        runtime.generate([GenerationRequest(prompt="a", saif="french")])
-    except ValueError as error:
-        assert "available sets: add_last, clamp_middle" in str(error)
-    else:
-        raise SystemExit("an unknown set was served")
+    texts = msgspec.json.decode(sys.argv[4], type=list[ScoringRequest])
+    scored = runtime.score(texts)
+    for serve, expected in (
+        (
+            lambda: runtime.generate([GenerationRequest(prompt="a", saif="french")]),
+            "available sets: add_last, clamp_middle",
+        ),
+        (
+            lambda: runtime.score([texts[0], ScoringRequest(prompt="a", continuation="")]),
+            "request 1 continuation: expected 1 token or more, got 0",
+        ),
+        (
+            lambda: runtime.score([ScoringRequest(prompt="a", continuation=" frog" * 600)]),
+            "request 0 prompt and continuation: expected 1 to 511 tokens, got",
+        ),
+    ):
+        try:
+            serve()
+        except ValueError as error:
+            assert expected in str(error), str(error)
+        else:
+            raise SystemExit(f"was served, without the error: {expected}")
     runtime.close()
-    sys.stdout.buffer.write(b"\\nRESULT " + msgspec.json.encode(generated) + b"\\n")
+    sys.stdout.buffer.write(b"\\nRESULT " + msgspec.json.encode([generated, scored]) + b"\\n")
 """
 
 
-def test_vllm_generates_what_transformers_generates(
+def test_vllm_generates_and_scores_as_transformers_does(
     sets: Mapping[str, LatentSet], set_dir: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "serve.py"  # vLLM's processes import it again: not with -c
     script.write_text(SERVE)
-    asked = msgspec.json.encode(REQUESTS).decode()
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(script), str(model_path()), str(set_dir), asked],
+        [
+            sys.executable,
+            str(script),
+            str(model_path()),
+            str(set_dir),
+            msgspec.json.encode(REQUESTS).decode(),
+            msgspec.json.encode(TEXTS).decode(),
+        ],
         env=env,
         capture_output=True,
         text=True,
@@ -70,8 +98,12 @@ def test_vllm_generates_what_transformers_generates(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT "))
-    got = msgspec.convert(json.loads(line.removeprefix("RESULT ")), list[Generation])
+    generated, scored = json.loads(line.removeprefix("RESULT "))
+    got = msgspec.convert(generated, list[Generation])
 
-    reference = open_runtime("transformers", model_path(), sets)
+    reference = open_runtime("transformers", model_path(), sets, dtype="float32")
     assert got == reference.generate(REQUESTS)
     assert len({tuple(generation.token_ids) for generation in got}) == len(REQUESTS)
+    for request, row, expected in zip(TEXTS, scored, reference.score(TEXTS), strict=True):
+        assert row == pytest.approx(expected, abs=2e-3), request  # fp32; sums in another order
+    assert scored[0] != pytest.approx(scored[2], abs=0.1), "the set steered nothing"

@@ -1,0 +1,1 @@
+"""Quality of replies beside obedience: repetition, fluency, topic, and what steering costs."""

@@ -1,0 +1,223 @@
+"""A yardstick for replies, taken from the unsteered model's own: is a reply sound, and on topic?
+
+A fluent text is one that the unsteered model finds probable, and a text is on its topic if the
+model finds it more probable as a reply to its content than as a reply to another content. With
+``r`` the reply, ``n`` its tokens, ``c`` its content and ``o`` another one, each with the
+instruction that the reply should follow::
+
+    fluency = log p(r | c) / n
+    topic   = (log p(r | c) - log p(r | o)) / n
+
+both in nats per token. By Bayes' rule ``n * topic`` is ``log p(c | r) - log p(o | r)``, how much
+more the reply says for ``c`` than for ``o``, without how likely either is before the reply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+
+from saif_fast.quality.repetition import Repetition, repetition
+from saif_fast.runtime import GenerationRequest, Runtime, ScoringRequest
+
+# Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
+Prompter: TypeAlias = Callable[[str, str | None], str]
+
+MAX_LOOP = 0.2  # of a text; a loop is one whatever the model does unsteered
+_LEAST_REPLIES = 8  # that thresholds can be taken from
+
+
+class Answer(NamedTuple):
+    """A reply to a content; ``instruction`` is what it should follow, None = a plain reply."""
+
+    content: str
+    text: str
+    instruction: str | None = None
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """The quality of one reply.
+
+    Attributes:
+        distinct: as in :class:`~saif_fast.quality.repetition.Repetition`.
+        loop: as in :class:`~saif_fast.quality.repetition.Repetition`.
+        fluency: nats per token; None = not asked, because the reply repeats itself.
+        topic: nats per token; None = not asked, because the reply repeats itself.
+        failed: the criteria that the reply does not meet.
+    """
+
+    distinct: float
+    loop: float
+    fluency: float | None
+    topic: float | None
+    failed: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether the reply meets every criterion."""
+        return not self.failed
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """What a sound reply has: :attr:`loop` at most, and of the others at least these values."""
+
+    distinct: float
+    loop: float
+    fluency: float
+    topic: float
+
+    def repeated(self, repeat: Repetition) -> bool:
+        """Whether a text repeats itself too much."""
+        return repeat.distinct < self.distinct or repeat.loop > self.loop
+
+
+class Yardstick:
+    """The thresholds of one model, and how its replies are measured.
+
+    Args:
+        prompter: turns a content and an instruction into the model's text.
+        contents: contents, three or more, of which the other contents are drawn.
+        thresholds: what a sound reply has.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: there are fewer than three contents.
+
+    Examples:
+        >>> yardstick = Yardstick.calibrate(runtime, subject.prompter, task.select)
+        >>> yardstick.judge(runtime, [Answer("What is rain?", "Rain is water.")])[0].sound
+        True
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        contents: Sequence[str],
+        thresholds: Thresholds,
+        seed: int = 0,
+    ) -> None:
+        if len(set(contents)) < 3:
+            raise ValueError(
+                f"contents: expected 3 or more different ones, got {len(set(contents))}"
+            )
+        self.thresholds = thresholds
+        self._prompter, self._contents, self._seed = prompter, sorted(set(contents)), seed
+
+    @classmethod
+    def calibrate(
+        cls,
+        runtime: Runtime,
+        prompter: Prompter,
+        contents: Sequence[str],
+        *,
+        instructions: Sequence[str] = (),
+        max_tokens: int = 64,
+        seed: int = 0,
+    ) -> Yardstick:
+        """Take the thresholds from the unsteered model's replies to ``contents``.
+
+        The replies are scored after **other** contents. A greedy reply is nearly the most probable
+        text after its own prompt, which no other text could reach; after another prompt it is sound
+        text that the prompt does not foretell.
+
+        ==========  ==============================================================================
+        distinct    twice what the 5 % most repetitive plain replies repeat, within 0.5 and 0.8
+        loop        :data:`MAX_LOOP`
+        fluency     median log-probability of the replies after another content
+        topic       95 % quantile of what a reply says for a content that it does not answer,
+                    against a third one: one in twenty replies off the topic passes
+        ==========  ==============================================================================
+
+        Args:
+            runtime: generates and scores.
+            prompter: turns a content and an instruction into the model's text.
+            contents: contents, three or more; 32 are enough.
+            instructions: given in turn with the contents, for as many replies again.
+            max_tokens: length of the replies. Take that of the replies to be judged: the first
+                tokens of a reply depend most on its content, so means over short replies are lower.
+            seed: seed of the draws of other contents.
+
+        Raises:
+            ValueError: as :class:`Yardstick`, or most replies repeat themselves.
+
+        Examples:
+            >>> Yardstick.calibrate(runtime, subject.prompter, task.select).thresholds
+            Thresholds(distinct=0.7, loop=0.2, fluency=-1.8, topic=0.3)
+        """
+        least = Thresholds(distinct=0.5, loop=MAX_LOOP, fluency=-np.inf, topic=-np.inf)
+        yardstick = cls(prompter, contents, least, seed)
+        asked: list[tuple[str, str | None]] = [(content, None) for content in contents]
+        if instructions:
+            turns = itertools.cycle(instructions)
+            asked += [(content, next(turns)) for content in contents]
+        generations = runtime.generate(
+            [
+                GenerationRequest(prompt=prompter(content, instruction), max_tokens=max_tokens)
+                for content, instruction in asked
+            ]
+        )
+        texts = [generation.text for generation in generations]
+        repeats = [repetition(text) for text in texts]
+        sound = [
+            Answer(content, text, instruction)
+            for (content, instruction), text, repeat in zip(asked, texts, repeats, strict=True)
+            if not least.repeated(repeat)
+        ]
+        if len(sound) < _LEAST_REPLIES:
+            raise ValueError(
+                f"replies: expected {_LEAST_REPLIES} or more of the unsteered model that do not "
+                f"repeat themselves, got {len(sound)} of {len(texts)}"
+            )
+        means = yardstick._means(runtime, sound, own=False)
+        plain = [repeat.distinct for repeat in repeats[: len(contents)]]
+        repeated = 1.0 - float(np.quantile(plain, 0.05))
+        yardstick.thresholds = Thresholds(
+            distinct=float(np.clip(1.0 - 2.0 * repeated, 0.5, 0.8)),
+            loop=MAX_LOOP,
+            fluency=float(np.median(means[:, 0])),
+            topic=float(np.quantile(means[:, 0] - means[:, 1], 0.95)),
+        )
+        return yardstick
+
+    def judge(self, runtime: Runtime, answers: Sequence[Answer]) -> list[Quality]:
+        """Judge replies, in order; the engine scores all that do not repeat themselves at once."""
+        least = self.thresholds
+        repeats = [repetition(answer.text) for answer in answers]
+        kept = [not least.repeated(repeat) for repeat in repeats]
+        means = self._means(runtime, list(itertools.compress(answers, kept)), own=True)
+        measured = iter(means.tolist())
+        judged = []
+        for (distinct, loop), asked in zip(repeats, kept, strict=True):
+            if not asked:
+                judged.append(Quality(distinct, loop, None, None, ("repetition",)))
+                continue
+            fluency, after_other = next(measured)
+            topic = fluency - after_other
+            failed = []
+            if fluency < least.fluency:
+                failed.append("fluency")
+            if topic < least.topic:
+                failed.append("topic")
+            judged.append(Quality(distinct, loop, fluency, topic, tuple(failed)))
+        return judged
+
+    def _means(self, runtime: Runtime, answers: Sequence[Answer], *, own: bool) -> np.ndarray:
+        """Return mean log-probabilities of each reply after two contents: [replies, 2].
+
+        They are its own content and another, or two others.
+        """
+        requests = []
+        for content, text, instruction in answers:
+            others = [other for other in self._contents if other != content]
+            # Always the same, whatever else is judged.
+            drawn = random.Random(f"{self._seed}:{content}").sample(others, 2)
+            for after in (content, drawn[0]) if own else drawn:
+                prompt = self._prompter(after, instruction)
+                requests.append(ScoringRequest(prompt=prompt, continuation=text))
+        scores = runtime.score(requests) if requests else []
+        return np.array([np.mean(row) for row in scores]).reshape(-1, 2)
