@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,27 +22,28 @@ __all__ = ["BATCH", "D_SAE", "LEARNING_RATE", "STEPS", "K", "fit", "train_sae"]
 
 D_SAE = 2880  # seven of them stay below the 48 MB that the repository has room for
 K = 32.0
-BATCH = 768
+BATCH = 512
 STEPS = 1200
 LEARNING_RATE = 6e-4
 # A latent that was silent for so many batches is drawn towards what the others leave out.
 DEAD_AFTER = 150
 
 
-class PartitioningSAE(BatchTopKTrainingSAE):
-    """The BatchTopK SAE of sae-lens, with a selection that does not sort: a third of each step."""
+class BatchTopK(torch.nn.Module):
+    """The activation function of sae-lens' BatchTopK SAE without its sort: a third of each step."""
 
-    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        """Return a function that keeps the largest k activations per token of the batch."""
+    def __init__(self, k: float) -> None:
+        """Keep ``k`` latents per token on average."""
+        super().__init__()
+        self.k = k
 
-        def keep_largest(pre: Tensor) -> Tensor:
-            rank = pre.numel() - int(self.cfg.k * pre.shape[0])
-            values = pre.detach().flatten().float().numpy()
-            # Activations that equal the last one, as happens in bf16, are all kept.
-            least = float(np.partition(values, rank)[rank])
-            return torch.where((pre >= least) & (pre > 0), pre, 0.0)
-
-        return keep_largest
+    def forward(self, pre: Tensor) -> Tensor:
+        """Return ``pre`` [tokens, d_sae] where it is positive and among the largest, else 0."""
+        rank = pre.numel() - int(self.k * len(pre))
+        values = pre.detach().flatten().float().numpy()
+        # All that equal the least one are kept: in bf16 several do.
+        least = float(np.partition(values, rank)[rank])
+        return torch.where((pre >= least) & (pre > 0), pre, 0.0)
 
 
 def train_sae(sources: Sequence[Tensor], layer: int, seed: int, path: Path) -> None:
@@ -64,7 +65,7 @@ def train_sae(sources: Sequence[Tensor], layer: int, seed: int, path: Path) -> N
     """
     torch.manual_seed(seed)
     d_model = sources[0].shape[1]
-    sae = PartitioningSAE(
+    sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(
             d_in=d_model,
             d_sae=D_SAE,
@@ -78,6 +79,7 @@ def train_sae(sources: Sequence[Tensor], layer: int, seed: int, path: Path) -> N
             ),
         )
     )
+    sae.activation_fn = BatchTopK(K)
     with torch.no_grad():
         # The mean is far from 0 in a few directions, and Adam would take long to get there.
         first = next(_batches(sources, seed, 16 * BATCH))
@@ -124,7 +126,7 @@ def fit(path: Path, x: Tensor) -> dict[str, float]:
     for rows in x.split(4096):
         latents = sae.encode(rows)
         error += (sae.decode(latents) - rows).pow(2).sum().item()
-        l0 += (latents > 0).sum().item()
+        l0 += int((latents > 0).sum())
         fired |= (latents > 0).any(0)
     return {
         "explained_variance": 1 - error / (x - x.mean(0)).pow(2).sum().item(),
