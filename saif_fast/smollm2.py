@@ -184,7 +184,7 @@ def tensors_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path / "model.safetensors").items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -70,8 +70,9 @@ def load_info(model: str) -> ModelInfo:
 
 
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
+    source = model_source(model)
     try:
-        return kind.from_pretrained(model_source(model), **options)
+        return kind.from_pretrained(source, **options)
     # A damaged weights file raises safetensors' own error, weights of another shape RuntimeError.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # transformers explains itself over several lines. The first says what is wrong.
