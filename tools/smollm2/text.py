@@ -75,7 +75,7 @@ def plain_sequences(
         ids = [token for text in texts for token in tokenizer(f"{text}\n").input_ids]
         ids = ids[: tokens * source.share // 100]
         sequences += [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
-    rng.shuffle(sequences)
+    random.Random(seed).shuffle(sequences)
     return sequences
 
 
