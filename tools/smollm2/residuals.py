@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["collect", "read"]
+__all__ = ["collect", "count", "read"]
 
 BATCH_TOKENS = 4096
 REPEATS = 20  # how often the same prefix is kept, such as that of the chat template
@@ -72,6 +73,13 @@ def read(folder: Path, layer: int) -> Tensor:
     x = load_file(_path(folder, layer))["residuals"]
     norms = x.norm(dim=1, dtype=torch.float32)
     return x[norms <= MEDIANS * norms.median()]
+
+
+def count(folder: Path, layer: int) -> int:
+    """Return how many rows :func:`collect` wrote of a layer."""
+    with safe_open(_path(folder, layer), framework="pt") as file:
+        rows: int = file.get_slice("residuals").get_shape()[0]
+    return rows
 
 
 def _path(folder: Path, layer: int) -> Path:

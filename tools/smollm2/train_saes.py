@@ -23,7 +23,7 @@ from saif_fast import smollm2
 from tools.smollm2.card import Corpus, card
 from tools.smollm2.prompts import Message, chat_prompts
 from tools.smollm2.replies import generate_chats
-from tools.smollm2.residuals import collect, read
+from tools.smollm2.residuals import collect, count, read
 from tools.smollm2.sae import fit, train_sae
 from tools.smollm2.text import plain_sequences
 
@@ -130,8 +130,13 @@ def _record(work: Path, layer: int) -> Path:
 def _described(work: Path, name: str) -> Corpus:
     content = _corpus(work, name).read_bytes()
     sequences: list[Any] = json.loads(content)
-    tokens = sum(map(len, sequences))
-    return Corpus(name, len(sequences), tokens, hashlib.sha256(content).hexdigest())
+    return Corpus(
+        name,
+        sequences=len(sequences),
+        tokens=sum(map(len, sequences)),
+        residuals=count(_residuals(work, name), LAYERS[0]),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def _processor() -> str:
