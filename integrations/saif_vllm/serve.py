@@ -73,8 +73,9 @@ def serve(arguments: list[str]) -> None:
     options = command.subparser_init(parser.add_subparsers(dest="subparser"))
     options.usage = "saif serve MODEL --set-dir DIR [options]"
     options.description = (
-        "Serve MODEL (a directory, a Hugging Face name, or 'embedded') over HTTP and steer any "
-        'request by vllm_xargs={"saif": "NAME*1.2"}. All options of vllm serve are understood.'
+        "Serve MODEL (a directory, a Hugging Face name, 'embedded' or 'smollm2') over HTTP and "
+        'steer any request by vllm_xargs={"saif": "NAME*1.2"}. All options of vllm serve are '
+        "understood."
     )
     options.epilog = options.epilog.replace("vllm serve", "saif serve")
     _add_options(options)
@@ -114,11 +115,12 @@ def _switch_on(parsed: Namespace) -> None:
     Raises:
         ValueError: as :func:`saif_vllm.engine_args`.
     """
-    from saif_fast import embedded
+    from saif_fast.references import model_source
 
-    if parsed.model_tag == embedded.NAME:
-        parsed.model_tag = str(embedded.model_path())
-        parsed.served_model_name = parsed.served_model_name or [embedded.NAME]
+    source = model_source(parsed.model_tag)
+    if source != parsed.model_tag:  # the name of a reference model: it is served by that name
+        parsed.served_model_name = parsed.served_model_name or [parsed.model_tag]
+        parsed.model_tag = source
     given = {name: getattr(parsed, name) for name in _OPTIONS}
     ours = engine_args(**given, worker_extension_cls=parsed.worker_extension_cls or None)
     # The user's additional_config may have keys of other plugins.

@@ -10,21 +10,26 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeName
-from saif_fast.cli.loading import check_output, load_info, load_model, start_runtime, task_for
-from saif_fast.embedded import sae_source
+from saif_fast.cli.loading import (
+    ModelOption,
+    SaeOption,
+    check_output,
+    load_info,
+    load_model,
+    start_runtime,
+)
 from saif_fast.evaluate import study
 from saif_fast.evaluate.results import tables, write_results
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
+from saif_fast.references import sae_source
 from saif_fast.runtime import Runtime, find_runtime
 from saif_fast.sae import load_sae
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
-    sae: Annotated[
-        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
-    ],
+    model: ModelOption,
+    sae: SaeOption,
     task: Annotated[
         list[str],
         typer.Option(help="A task's name, PATH.yaml or 'module:attribute'; repeat it."),

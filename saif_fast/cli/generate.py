@@ -13,7 +13,13 @@ from rich.text import Text
 
 from saif_fast import hf
 from saif_fast.cli.app import out
-from saif_fast.cli.loading import load_info, load_tokenizer, read_lines, start_runtime
+from saif_fast.cli.loading import (
+    ModelOption,
+    load_info,
+    load_tokenizer,
+    read_lines,
+    start_runtime,
+)
 from saif_fast.model_info import ModelInfo
 from saif_fast.request import SCOPES, check_reached, parse_request
 from saif_fast.runtime import GenerationRequest, installed_runtimes
@@ -38,7 +44,7 @@ def pick_runtime(chosen: RuntimeName | None) -> str:
 
 
 def generate(
-    model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
+    model: ModelOption,
     set_dir: Annotated[Path, typer.Option(help="Directory of latent sets.")],
     prompts: Annotated[str, typer.Option(help="File of prompts, one per line; - is stdin.")] = "-",
     saif: Annotated[

@@ -10,6 +10,8 @@ import typer
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.loading import (
+    ModelOption,
+    SaeOption,
     as_task,
     load_info,
     load_model,
@@ -17,11 +19,11 @@ from saif_fast.cli.loading import (
     set_output,
     tasks_for,
 )
-from saif_fast.embedded import sae_source
 from saif_fast.evaluate import study
 from saif_fast.identify import build_pairs, collect, find_latents, load_pairs
 from saif_fast.identify.statistics import DEFAULT_K, check_choice
 from saif_fast.model_info import check_sae
+from saif_fast.references import sae_source
 from saif_fast.sae import load_sae
 from saif_fast.tasks import Task
 
@@ -35,10 +37,8 @@ class Position(StrEnum):
 
 
 def identify(
-    model: Annotated[str, typer.Option(help="Directory, Hugging Face name, or 'embedded'.")],
-    sae: Annotated[
-        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
-    ],
+    model: ModelOption,
+    sae: SaeOption,
     output: Annotated[Path, typer.Option("-o", "--output", help="The latent set to write.")],
     pairs: Annotated[
         Path | None, typer.Option(help='JSON lines {"positive", "negative", "group"}; - is stdin.')

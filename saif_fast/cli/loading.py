@@ -6,20 +6,32 @@ import difflib
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from safetensors import SafetensorError
 
 from saif_fast import embedded, text
 from saif_fast.cli.app import quiet
 from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
+from saif_fast.references import model_source
 from saif_fast.runtime import Runtime, Sets, open_runtime
 from saif_fast.tasks import Task, embedded_task_names, get_task, is_task, task_names
 from saif_fast.text import Line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Directory, Hugging Face name, 'embedded' or 'smollm2'.")
+]
+SaeOption = Annotated[
+    str,
+    typer.Option(
+        "--sae", help="Directory, RELEASE:ID, 'embedded', 'embedded:middle' or 'smollm2:LAYER'."
+    ),
+]
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -58,8 +70,9 @@ def load_info(model: str) -> ModelInfo:
 
 
 def _loaded(kind: Any, model: str, **options: Any) -> Any:
+    source = model_source(model)
     try:
-        return kind.from_pretrained(embedded.model_source(model), **options)
+        return kind.from_pretrained(source, **options)
     # A damaged weights file raises safetensors' own error, weights of another shape RuntimeError.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # transformers explains itself over several lines. The first says what is wrong.

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saif_fast import embedded, hf
+from saif_fast import hf
 from saif_fast.cli.app import out, quiet, say
-from saif_fast.cli.loading import load_info, load_model, set_output, tasks_for
+from saif_fast.cli.loading import (
+    SaeOption,
+    builtin_contents,
+    load_info,
+    load_model,
+    set_output,
+)
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
+from saif_fast.references import reference_of, sae_source
 from saif_fast.sae import SparseAutoencoder, load_sae
 from saif_fast.version import __version__
 
@@ -27,9 +34,7 @@ _N_CONTENTS = 64  # over which a constant's shift of the logits is averaged
 
 
 def make(
-    sae: Annotated[
-        str, typer.Option(help="Directory, RELEASE:ID, 'embedded' or 'embedded:middle'.")
-    ],
+    sae: SaeOption,
     latent: Annotated[
         list[str], typer.Option(help="INDEX=EDIT, such as 622=clamp:80 or 17=ablate; repeat it.")
     ],
@@ -41,7 +46,7 @@ def make(
 ) -> None:
     """Build a latent set by hand."""
     latents, output = [_parse_latent(text) for text in latent], set_output(output)
-    read = load_sae(embedded.sae_source(sae))
+    read = load_sae(sae_source(sae))
     made = LatentSet.from_sae(
         read,
         latents,
@@ -77,12 +82,11 @@ def _known_model(name: str | None) -> str | None:
     """Return what ``--model`` would be for a recorded name, if it is found without a download."""
     if name is None or Path(name).is_dir():
         return name
+    if (reference := reference_of(name)) is not None:
+        return reference
     quiet()
     from transformers import AutoConfig
 
-    shipped = AutoConfig.from_pretrained(embedded.model_path())
-    if name == getattr(shipped, "model_name", None):
-        return embedded.NAME
     try:
         AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):

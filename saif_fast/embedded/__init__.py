@@ -12,16 +12,16 @@ from typing import Literal
 
 __all__ = [
     "DATA",
+    "MODEL_NAME",
     "NAME",
     "file_hashes",
     "model_path",
-    "model_source",
     "sae_path",
-    "sae_source",
     "verify",
 ]
 
 NAME = "embedded"  # what the model and its SAE are called where a path or hub name is expected
+MODEL_NAME = "saif-fast/embedded"  # what its config and its SAEs call it
 
 DATA = Path(__file__).parent / "data"
 HASHES = "hashes.json"
@@ -38,28 +38,6 @@ def sae_path(which: Literal["last", "middle"] = "last") -> Path:
     if which not in ("last", "middle"):
         raise ValueError(f"which: expected 'last' or 'middle', got {which!r}")
     return DATA / f"sae_{which}"
-
-
-def model_source(model: str) -> str:
-    """Return the directory or hub name that ``model`` means; ``embedded`` is the shipped model."""
-    return str(model_path()) if model == NAME else model
-
-
-def sae_source(sae: str) -> str:
-    """Return the source that ``sae`` means for ``load_sae``.
-
-    ``embedded`` and ``embedded:last`` are the shipped SAE of the last layer, ``embedded:middle``
-    that of the middle one.
-
-    Raises:
-        ValueError: there is no such shipped SAE.
-    """
-    name, _, which = sae.partition(":")
-    if name != NAME:
-        return sae
-    if which not in ("", "last", "middle"):
-        raise ValueError(f"sae: expected embedded:last or embedded:middle, got {sae!r}")
-    return str(sae_path("middle" if which == "middle" else "last"))
 
 
 def file_hashes(data: Path = DATA) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saif_fast.embedded import MODEL_NAME
 from tools.tiny_model.examples import Example, examples
 from tools.tiny_model.tokenizer import BOS, EOS, MAX_LENGTH, PAD
 
@@ -19,8 +20,6 @@ LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.01
 PROMPT_SHARE = 0.15
 PROMPT_WEIGHT = 0.1
-
-MODEL_NAME = "saif-fast/embedded"
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:

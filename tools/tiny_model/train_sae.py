@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tools.tiny_model.train import MODEL_NAME, batches
+from saif_fast.embedded import MODEL_NAME
+from tools.tiny_model.train import batches
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
