@@ -2,85 +2,73 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-
-from saif_kernels._tensor_tuple import Flag, Number, Row, TensorTuple, columns
 
 MAX_LATENTS = 64  # live latents of one set at one layer; a token's scratch on a GPU has that size
 
 
-class LatentTable(TensorTuple):
-    """The fields that have an entry per latent, in a set's edits and in a bank alike.
-
-    Semantics: ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)`` with
-    ``a_i = pre_i if pre_i > threshold_i else 0`` and ``pre_i = <x, W_enc_i> + b_enc_i``; latent i
-    adds ``D_i * W_dec_i`` to the residual stream x.
-    """
-
-    W_enc: Row
-    W_dec: Row
-    b_enc: Number
-    threshold: Number  # 0 is ReLU, -inf a linear probe
-    p: Number
-    q: Number
-    lo: Number
-    gated: Flag
-
-    @staticmethod
-    def zeros(
-        n: int,
-        d_model: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> LatentTable:
-        """Return zeroed fields of ``n`` latents; rows have ``dtype``, numbers and flags their own.
-
-        Args:
-            n: latents.
-            d_model: channels of a row.
-            dtype: of the rows.
-            device: where the tensors are.
-
-        Examples:
-            >>> LatentTable.zeros(512, 2304, torch.bfloat16, "cuda").W_enc.shape
-            torch.Size([512, 2304])
-        """
-        return LatentTable(
-            *(
-                torch.zeros(
-                    (n, d_model) if column.is_row else (n,),
-                    dtype=column.dtype or dtype,
-                    device=device,
-                )
-                for column in columns(LatentTable).values()
-            )
-        )
-
-
-class LatentEdits(LatentTable):
+class LatentEdits(NamedTuple):
     """One latent set at one layer: k live latents, and the sum of its constants in ``vector``.
 
-    The set adds ``vector + sum_i D_i * W_dec_i`` to the residual stream. All tensors are on the
-    CPU; values are fp32 in the model's residual units.
+    Semantics: ``D_i = max(lo_i, p_i + q_i * a_i) * (1 if not gated_i or a_i > 0 else 0)`` with
+    ``a_i = pre_i if pre_i > threshold_i else 0`` and ``pre_i = <x, W_enc_i> + b_enc_i``; the set
+    adds ``vector + sum_i D_i * W_dec_i`` to the residual stream x.
+
+    All tensors are on the CPU; values are fp32 in the model's residual units.
     """
 
+    W_enc: Tensor  # [k, d_model]
+    W_dec: Tensor  # [k, d_model]
+    b_enc: Tensor  # [k]
+    threshold: Tensor  # [k]; 0 is ReLU, -inf a linear probe
+    p: Tensor  # [k]
+    q: Tensor  # [k]
+    lo: Tensor  # [k]
+    gated: Tensor  # [k] bool
     vector: Tensor  # [d_model]
 
     @classmethod
     def empty(cls, d_model: int) -> LatentEdits:
         """Return a set that does nothing at this layer: no live latent, and a zero vector."""
-        return cls(**LatentTable.zeros(0, d_model)._asdict(), vector=torch.zeros(d_model))
+        tables = _latent_tables(0, d_model, torch.float32, "cpu")
+        return cls(**tables, vector=torch.zeros(d_model))
 
 
-class SteeringBank(LatentTable):
+# The fields with an entry per latent, in LatentEdits and under the same names in SteeringBank.
+LATENT_FIELDS = tuple(name for name in LatentEdits._fields if name != "vector")
+_ROWS = ("W_enc", "W_dec")  # of these, the fields with d_model channels, in the model's dtype
+
+
+def _latent_tables(
+    n: int, d_model: int, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Return a zeroed table of ``n`` latents for each of :data:`LATENT_FIELDS`."""
+    return {
+        name: torch.zeros(n, d_model, dtype=dtype, device=device)
+        if name in _ROWS
+        else torch.zeros(n, dtype=torch.bool if name == "gated" else torch.float32, device=device)
+        for name in LATENT_FIELDS
+    }
+
+
+class SteeringBank(NamedTuple):
     """A pool of P latents and S set slots of one hooked layer, allocated once and filled in place.
 
-    The fields of :class:`LatentTable` are the pool. Pointers never change, so a captured CUDA graph
-    reads what is loaded later. A slot that was never written, or was cleared, has no latents and a
-    zero vector: it steers nothing.
+    Pointers never change, so a captured CUDA graph reads what is loaded later. A slot that was
+    never written, or was cleared, has no latents and a zero vector: it steers nothing.
     """
 
+    W_enc: Tensor  # [P, d_model] model dtype
+    W_dec: Tensor  # [P, d_model] model dtype
+    b_enc: Tensor  # [P] fp32
+    threshold: Tensor  # [P] fp32
+    p: Tensor  # [P] fp32
+    q: Tensor  # [P] fp32
+    lo: Tensor  # [P] fp32
+    gated: Tensor  # [P] bool
     offset: Tensor  # [S] int32, pool index of the set's first latent
     n_latents: Tensor  # [S] int32, live latents of the set
     vector: Tensor  # [S, d_model] model dtype
@@ -116,7 +104,7 @@ class SteeringBank(LatentTable):
             return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
-            **LatentTable.zeros(n_pool, d_model, dtype, device)._asdict(),
+            **_latent_tables(n_pool, d_model, dtype, device),
             offset=zeros(n_sets, dtype=torch.int32),
             n_latents=zeros(n_sets, dtype=torch.int32),
             vector=zeros(n_sets, d_model, dtype=dtype),
@@ -133,7 +121,7 @@ class SteeringBank(LatentTable):
         pool = slice(offset, offset + k)
         assert k <= MAX_LATENTS
         assert offset + k <= self.W_enc.shape[0] and slot < self.vector.shape[0]
-        for name in LatentTable._fields:
+        for name in LATENT_FIELDS:
             getattr(self, name)[pool].copy_(getattr(edits, name))
         self.vector[slot].copy_(edits.vector)
         self.W_dec_norm[pool] = self.W_dec[pool].float().norm(dim=1)

@@ -23,7 +23,7 @@ from steering_cases import (
 
 import saif_kernels.steer as steer
 from saif_kernels import LatentEdits, RequestRows, SteeringBank
-from saif_kernels.bank import LatentTable
+from saif_kernels.bank import LATENT_FIELDS
 
 # Largest error and root of the mean squared one, over the largest expected value.
 TOLERANCE = {
@@ -170,7 +170,7 @@ class TestProperties:
         for slot in range(len(shuffled.offset)):
             first, k = int(shuffled.offset[slot]), int(shuffled.n_latents[slot])
             order = first + torch.randperm(k, generator=generator).to(DEVICE)
-            for name in LatentTable._fields:
+            for name in LATENT_FIELDS:
                 table = getattr(shuffled, name)
                 table[first : first + k] = table[order]
         rows = RequestRows(case.rows.table.clone())
