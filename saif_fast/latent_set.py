@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -257,6 +257,28 @@ class LatentSet:
             gated=torch.tensor([edit.gated for edit in edits], dtype=torch.bool)[~constant],
             vector=vector if tensors.vector is None else vector + tensors.vector,
         )
+
+    def scaled(self, factor: float) -> LatentSet:
+        """Return the set with the values of all edits, and its vectors, times ``factor``.
+
+        A set of constant edits then does at strength 1 what this one does at strength ``factor``.
+
+        Raises:
+            ValueError: a value would be out of range.
+        """
+        sites = []
+        for tensors in self.sites:
+            latents = [
+                msgspec.structs.replace(
+                    latent,
+                    edit=msgspec.structs.replace(latent.edit, value=latent.edit.value * factor),
+                )
+                for latent in tensors.site.latents
+            ]
+            vector = None if tensors.vector is None else tensors.vector * factor
+            site = msgspec.structs.replace(tensors.site, latents=latents)
+            sites.append(replace(tensors, site=site, vector=vector))
+        return replace(self, sites=tuple(sites))
 
     def check_model(self, hidden_size: int, num_layers: int) -> None:
         """Raise ValueError unless the set was made for a model of this shape."""

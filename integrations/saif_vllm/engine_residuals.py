@@ -46,14 +46,27 @@ class EngineResiduals:
             stored_name=stored_name(model.model),
         )
 
-    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
-        """Return each text's residual at its last token.
+    def read(
+        self, ids: Sequence[list[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Return residuals at tokens of texts.
+
+        The engine keeps the residual of a text's last token only. So each position is a request of
+        its own, the text up to that token, of which the prefix cache holds the beginning.
+
+        Args:
+            ids: token ids of each text.
+            positions: token indices, from 0, of each text.
+            layers: hooked layers.
 
         Returns:
-            By layer: [texts, d_model] fp32 on the CPU.
+            By layer: [number of positions, d_model] fp32 on the CPU, in the order of the texts.
 
         Raises:
             ValueError: a layer is not hooked, a text is empty or fills the engine's context.
+
+        Examples:
+            >>> last = residuals(llm).read(ids, [[len(row) - 1] for row in ids], [20])[20]
         """
         for layer in layers:
             if layer not in self._config.layers:
@@ -62,28 +75,16 @@ class EngineResiduals:
                     f"got {layer}"
                 )
         check_lengths(ids, self.model.context, lambda i: f"text {i}")
-        found = {layer: torch.empty(len(ids), self.model.d_model) for layer in layers}
-        for start in range(0, len(ids), self._config.max_captures):
+        beginnings = [
+            row[: position + 1] for row, at in zip(ids, positions, strict=True) for position in at
+        ]
+        found = {layer: torch.empty(len(beginnings), self.model.d_model) for layer in layers}
+        for start in range(0, len(beginnings), self._config.max_captures):
             chosen = slice(start, start + self._config.max_captures)
-            kept = self._capture(ids[chosen])
+            kept = self._capture(beginnings[chosen])
             for layer in layers:
                 found[layer][chosen] = kept[layer]
         return found
-
-    def every(
-        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
-    ) -> dict[int, Tensor]:
-        """Return the residuals of all tokens except those with id ``without``.
-
-        A token's residual is computed as the last one of the text up to that token.
-
-        Returns:
-            By layer: [tokens, d_model] fp32 on the CPU.
-        """
-        beginnings = [
-            row[: end + 1] for row in ids for end, token in enumerate(row) if token != without
-        ]
-        return self.last(beginnings, layers)
 
     def _capture(self, ids: Sequence[list[int]]) -> dict[int, Tensor]:
         from vllm import SamplingParams

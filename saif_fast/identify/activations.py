@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,21 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 8192
 
 
+# Where a pair is read: at the last prompt token (arXiv 2502.11356), or at the replies' tokens.
+Reading = Literal["last", "reply"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
+
+
 @dataclass(frozen=True, eq=False)
 class ActivationSet:
-    """Residuals after decoder blocks by layer: fp32, on the CPU, for any SAE of these layers."""
+    """Residuals after decoder blocks by layer: fp32, on the CPU, for any SAE of these layers.
 
-    positive: Mapping[int, Tensor]  # [pairs, d_model] of the last prompt token
-    negative: Mapping[int, Tensor]  # [pairs, d_model] without the instruction
+    Row i of ``positive`` is compared with row i of ``negative``. Read at the last prompt token, a
+    pair has one row. Read at replies, it has a row for each token of the shorter reply.
+    """
+
+    positive: Mapping[int, Tensor]  # [rows, d_model] with the instruction
+    negative: Mapping[int, Tensor]  # [rows, d_model] without it
     plain: Mapping[int, Tensor]  # [tokens, d_model] of plain texts, without BOS
     pairs: ContrastPairs
     model_name: str
@@ -36,6 +46,7 @@ class ActivationSet:
     chat: bool  # whether the prompts went through the chat template
     plain_name: str = "given"  # which texts ``plain`` comes from
     stored_name: str | None = None  # the model's, as in ``ModelInfo``
+    reading: Reading = "last"
 
     def at(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return positive, negative and plain at ``layer``; ValueError if it was not collected."""
@@ -60,15 +71,13 @@ class ResidualSource(Protocol):
 
     model: ModelInfo
 
-    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
-        """Return the last token's residual of each text by layer: [texts, d_model] fp32, CPU."""
-
-    def every(
-        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
+    def read(
+        self, ids: Sequence[list[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> dict[int, Tensor]:
-        """Return residuals of every token except those with id ``without`` (the BOS), by layer.
+        """Return residuals by layer: [number of positions, d_model] fp32, on the CPU.
 
-        They are [tokens, d_model] fp32, on the CPU.
+        ``positions`` are token indices, from 0, one sequence per text of ``ids``. The residuals are
+        in the order of the texts, and of the positions within a text.
         """
 
 
@@ -80,25 +89,26 @@ class TransformersResiduals:
         hf.decoder_layers(model)  # refuses a model whose blocks are not found
         self.model = ModelInfo.from_config(model.config)
 
-    def last(self, ids: Sequence[list[int]], layers: Sequence[int]) -> dict[int, Tensor]:
-        """See :class:`ResidualSource`."""
-        found = {layer: torch.empty(len(ids), self.model.d_model) for layer in layers}
-        for batch, _, _, hidden in hf.run_decoder(self._model, ids, layers, self._batch_tokens):
-            for layer in layers:
-                found[layer][batch] = hidden[layer][:, -1].float().cpu()  # padding is on the left
-        return found
-
-    def every(
-        self, ids: Sequence[list[int]], layers: Sequence[int], without: int | None
+    def read(
+        self, ids: Sequence[list[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> dict[int, Tensor]:
         """See :class:`ResidualSource`."""
-        nothing = torch.empty(0, self.model.d_model)
-        kept: dict[int, list[Tensor]] = {layer: [nothing] for layer in layers}
-        for _, tokens, real, hidden in hf.run_decoder(self._model, ids, layers, self._batch_tokens):
-            chosen = real if without is None else real & (tokens != without)
+        ends = list(itertools.accumulate(map(len, positions), initial=0))
+        found = {layer: torch.empty(ends[-1], self.model.d_model) for layer in layers}
+        for batch, tokens, _, hidden in hf.run_decoder(
+            self._model, ids, layers, self._batch_tokens
+        ):
+            rows: list[int] = []
+            columns: list[int] = []
+            places: list[int] = []
+            for row, i in enumerate(batch):
+                padding = tokens.shape[1] - len(ids[i])  # on the left
+                rows += [row] * len(positions[i])
+                columns += [padding + position for position in positions[i]]
+                places += range(ends[i], ends[i + 1])
             for layer in layers:
-                kept[layer].append(hidden[layer][chosen].float().cpu())
-        return {layer: torch.cat(rows) for layer, rows in kept.items()}
+                found[layer][places] = hidden[layer][rows, columns].float().cpu()
+        return found
 
 
 def residual_source(
@@ -139,32 +149,98 @@ def collect(
         >>> activations = collect(model, tokenizer, pairs, layers=[12, 20])
         >>> positive, negative, plain = activations.at(20)
     """
+    return collect_readings(
+        model, tokenizer, pairs, {}, layers, chat=chat, plain=plain, batch_tokens=batch_tokens
+    )["last"]
+
+
+def collect_readings(
+    model: PreTrainedModel | ResidualSource,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: ContrastPairs,
+    replies: Mapping[str, Sequence[int]],
+    layers: Sequence[int],
+    *,
+    chat: bool | None = None,
+    plain: Sequence[str] | None = None,
+    batch_tokens: int = _BATCH_TOKENS,
+) -> dict[Reading, ActivationSet]:
+    """Run the model over the pairs, their replies and the plain texts, once for all ``layers``.
+
+    Args:
+        model: a transformers model, or another source of residuals such as ``saif_vllm.residuals``.
+        tokenizer: the model's.
+        pairs: prompts with and without the instruction.
+        replies: token ids of the model's replies, by prompt (``positive`` or ``negative`` of a
+            pair). A pair of which a side has no reply is read at its last prompt token only.
+        layers: the decoder blocks after which residuals are collected.
+        chat: apply the chat template to the pairs' prompts; None = if the tokenizer has one.
+        plain: as in :func:`collect`.
+        batch_tokens: as in :func:`collect`.
+
+    Returns:
+        The activations at the last prompt token, and those at the replies' tokens if a pair has
+        replies to both its sides.
+
+    Raises:
+        ValueError: as :func:`collect`.
+
+    Examples:
+        >>> readings = collect_readings(model, tokenizer, pairs, replies, layers=[12, 20])
+        >>> vectors = [diff_in_means(activations, 20) for activations in readings.values()]
+    """
     source = residual_source(model, batch_tokens)
     chat = tokenizer.chat_template is not None if chat is None else chat
     prompts = encode_pairs(tokenizer, pairs, chat=chat, context=source.model.context)
     texts = plain_texts() if plain is None else plain
     plain_ids = hf.encode_texts(tokenizer, texts)
     hf.check_lengths(plain_ids, source.model.context, lambda i: f"plain text {i}")
-    last = source.last(list(prompts.values()), layers)
+
+    ids = [[*prompts[prompt], *replies.get(prompt, ())] for prompt in prompts]
+    hf.check_lengths(ids, source.model.context, lambda i: f"prompt and reply {i}")
+    # The residual of a reply's last token yields nothing that was read, so it is not read either.
+    positions = [
+        range(len(own) - 1, max(len(own), len(row) - 1))
+        for own, row in zip(prompts.values(), ids, strict=True)
+    ]
+    starts = list(itertools.accumulate(map(len, positions), initial=0))
+    spans = {
+        prompt: range(start, start + len(at))
+        for prompt, start, at in zip(prompts, starts, positions, strict=False)
+    }
+    rows: dict[Reading, list[tuple[int, int]]] = {"last": [], "reply": []}
+    for pair in pairs.pairs:
+        last, *replied = zip(spans[pair.positive], spans[pair.negative], strict=False)
+        rows["last"].append(last)
+        rows["reply"] += replied
+    read = source.read(ids, positions, layers)
+    # Without BOS, whose residual is unlike that of any other token.
+    of_plain = source.read(plain_ids, [_without_bos(row, tokenizer) for row in plain_ids], layers)
 
     origin = "built-in everyday English" if plain is None else f"{len(plain)} texts given"
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    found = {}
+    for reading, listed in rows.items():
+        if not listed:
+            continue
+        positive, negative = (list(side) for side in zip(*listed, strict=True))
+        found[reading] = ActivationSet(
+            positive={layer: read[layer][positive] for layer in layers},
+            negative={layer: read[layer][negative] for layer in layers},
+            plain=of_plain,
+            pairs=pairs,
+            model_name=source.model.name,
+            num_layers=source.model.num_layers,
+            chat=chat,
+            plain_name=f"{origin}, sha256 {digest[:12]}",
+            stored_name=source.model.stored_name,
+            reading=reading,
+        )
+    return found
 
-    index = {prompt: i for i, prompt in enumerate(prompts)}
-    positive = torch.tensor([index[pair.positive] for pair in pairs.pairs])
-    negative = torch.tensor([index[pair.negative] for pair in pairs.pairs])
-    return ActivationSet(
-        positive={layer: last[layer][positive] for layer in layers},
-        negative={layer: last[layer][negative] for layer in layers},
-        # Without BOS, whose residual is unlike that of any other token.
-        plain=source.every(plain_ids, layers, tokenizer.bos_token_id),
-        pairs=pairs,
-        model_name=source.model.name,
-        num_layers=source.model.num_layers,
-        chat=chat,
-        plain_name=f"{origin}, sha256 {digest[:12]}",
-        stored_name=source.model.stored_name,
-    )
+
+def _without_bos(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [i for i, token in enumerate(ids) if token != tokenizer.bos_token_id]
 
 
 def encode_pairs(

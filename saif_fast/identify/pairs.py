@@ -12,18 +12,19 @@ from typing import Literal
 
 import msgspec
 
-from saif_fast.tasks.prompts import POSITIONS, render
+from saif_fast.tasks import POSITIONS, Task, render
 from saif_fast.text import read_lines
 
 PairPosition = Literal["post", "pre", "both"]
 
 
-class ContrastPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ContrastPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Two prompts that differ in the instruction: user's turns, before the chat template."""
 
     positive: str  # with the instruction
     negative: str  # without it
     group: str = ""  # the wording of the instruction
+    content: str = ""  # what is asked for, apart from the instruction; "" = not known
 
     def __post_init__(self) -> None:
         if self.positive == self.negative:
@@ -109,9 +110,21 @@ def build_pairs(
         kind = kinds[used[i % len(used)]]
         sentence = kind[i // len(used) % len(kind)]
         positive, negative = render(content, wording, where), render(content, sentence, where)
-        pairs.append(ContrastPair(positive, negative, group=wording))
+        pairs.append(ContrastPair(positive, negative, group=wording, content=content))
     negatives = ", ".join(used[: len(pairs)])
     return ContrastPairs(tuple(pairs), tuple(wordings), position, seed, negatives)
+
+
+def pairs_of(task: Task, *, max_pairs: int | None = 256, seed: int = 0) -> ContrastPairs:
+    """Build pairs of a task's identify contents and wordings, as :func:`build_pairs`."""
+    return build_pairs(
+        task.identify,
+        [wording.text for wording in task.wordings],
+        neutral=task.neutral,
+        others=task.others,
+        max_pairs=max_pairs,
+        seed=seed,
+    )
 
 
 def load_pairs(path: str | Path) -> ContrastPairs:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from saif_fast.edits import Edit
 from saif_fast.identify.activations import ActivationSet
+from saif_fast.identify.rankers import CONSISTENCY, Ranker
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae
 from saif_fast.records import Latent, Provenance
@@ -25,6 +25,15 @@ from saif_kernels import encode_moments
 # A latent active on more of the plain text's tokens than this is no sign of an instruction.
 MAX_DENSITY = 0.1
 DEFAULT_K = 15  # latents in a set, unless asked for more or fewer
+
+# What a latent is added at: mu + beta * sigma over all positives, or over those on which it is
+# active, or its mean difference (no beta), so that the set is the SAE's share of the difference.
+Over = Literal["positives", "actives", "difference"]
+_COLUMNS = {
+    "positives": ("mean", "std"),
+    "actives": ("mean_active", "std_active"),
+    "difference": ("mean_difference", None),
+}
 
 
 class Measured(NamedTuple):
@@ -45,9 +54,10 @@ class LatentStatistics:
 
     measured: Measured
     sae: SparseAutoencoder
-    num_layers: int
+    activations: ActivationSet
     provenance: Provenance
     max_density: float
+    _rankings: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def compute(
@@ -83,51 +93,82 @@ class LatentStatistics:
         if doubt is not None:
             warnings.warn(f"{doubt}; {fit}", stacklevel=2)
         plain_text = f"{activations.plain_name}, {len(plain)} tokens"
-        notes = {"fit": fit, "max_density": f"{max_density:g}", "plain_text": plain_text}
+        notes = {
+            "fit": fit,
+            "max_density": f"{max_density:g}",
+            "plain_text": plain_text,
+            "reading": activations.reading,
+        }
         if sae.k is not None and sae.calibration is None:
             sae = sae.with_calibrated_threshold(torch.cat([prompts, plain]))
         if sae.calibration is not None:
             notes["threshold_disagreement"] = f"{sae.calibration.disagreement:.4f}"
         measured = _measure(sae, positive, negative, plain)
         origin = _provenance("saif", activations, notes)
-        return cls(measured, sae, activations.num_layers, origin, max_density)
+        return cls(measured, sae, activations, origin, max_density)
 
-    @cached_property
-    def ranking(self) -> list[int]:
-        """Latents that rise and are not dense: by C_i, then mean difference, then index."""
-        found = (self.measured.mean_difference > 0) & (self.measured.density <= self.max_density)
-        consistency, difference = (x.tolist() for x in self.measured[:2])
-        indices: list[int] = found.nonzero().squeeze(1).tolist()
-        return sorted(indices, key=lambda i: (-consistency[i], -difference[i], i))
+    def ranking(self, ranker: Ranker = CONSISTENCY) -> list[int]:
+        """Return the latents that rise and are not dense, best first.
+
+        Of equal scores, the larger mean difference is better, then the smaller index.
+        """
+        if ranker.name not in self._rankings:
+            measured = self.measured
+            found = (measured.mean_difference > 0) & (measured.density <= self.max_density)
+            latents = found.nonzero().squeeze(1)
+            scores = ranker.score(self, latents).tolist()
+            differences = measured.mean_difference[latents].tolist()
+            ordered = sorted(
+                zip(latents.tolist(), scores, differences, strict=True),
+                key=lambda each: (-each[1], -each[2], each[0]),
+            )
+            self._rankings[ranker.name] = [latent for latent, _, _ in ordered]
+        return self._rankings[ranker.name]
 
     def latent_set(
         self,
         k: int = DEFAULT_K,
         beta: float = 0.0,
-        over: Literal["positives", "actives"] = "positives",
+        over: Over = "positives",
+        ranker: Ranker = CONSISTENCY,
     ) -> LatentSet:
-        """Make a set of the first k of the ranking, each latent added at mu + beta * sigma.
+        """Make a set of the first k of a ranking, each latent added at mu + beta * sigma.
 
-        The set has fewer latents where fewer rise. No forward and no encode is needed. mu and sigma
-        are those ``over`` all positives, or ``over`` the actives among them.
+        The set has fewer latents where fewer rise. No forward of the model is needed.
+
+        Args:
+            k: number of latents.
+            beta: number of standard deviations above the mean.
+            over: which mean and standard deviation; see :data:`Over`.
+            ranker: which latents come first.
 
         Raises:
             ValueError: the SAE allows no edits, ``k`` or ``beta`` is out of range, or no latent
                 rises.
+
+        Examples:
+            >>> share = statistics.latent_set(60, over="difference", ranker=MEAN_DIFFERENCE)
         """
         check_choice(self.sae, k, beta)
-        if not self.ranking:
+        ranking = self.ranking(ranker)
+        if not ranking:
             raise ValueError("pairs: expected an instruction that changes sparse latents, got none")
         columns = self.measured._asdict()
         latents = []
-        mu, sigma = {"positives": ("mean", "std"), "actives": ("mean_active", "std_active")}[over]
-        for i in self.ranking[:k]:
+        mu, sigma = _COLUMNS[over]
+        for i in ranking[:k]:
             row = {name: column[i].item() for name, column in columns.items()}
-            strength = row[mu] + beta * row[sigma]
-            latents.append(Latent(index=i, edit=Edit("add", strength), **row))
-        statistic = f"consistency; mu and sigma over {over}"
-        origin = msgspec.structs.replace(self.provenance, statistic=statistic, k=k, beta=beta)
-        return LatentSet.from_sae(self.sae, latents, num_layers=self.num_layers, provenance=origin)
+            value = row[mu] + (beta * row[sigma] if sigma else 0.0)
+            latents.append(Latent(index=i, edit=Edit("add", value), **row))
+        origin = msgspec.structs.replace(
+            self.provenance,
+            statistic=f"{ranker.name}; mu and sigma over {over}",
+            k=k,
+            beta=beta,
+        )
+        return LatentSet.from_sae(
+            self.sae, latents, num_layers=self.activations.num_layers, provenance=origin
+        )
 
 
 def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
@@ -145,14 +186,14 @@ def check_choice(sae: SparseAutoencoder, k: int, beta: float) -> None:
 def diff_in_means(activations: ActivationSet, layer: int) -> LatentSet:
     """Make a set of the difference in means, as a dense vector.
 
-    It is the mean last-token residual with the instruction minus that without.
+    It is the mean residual with the instruction minus that without, over the rows of the reading.
     """
     positive, negative, _ = activations.at(layer)
     return LatentSet.from_vector(
         positive.mean(0) - negative.mean(0),
         layer=layer,
         num_layers=activations.num_layers,
-        provenance=_provenance("diff_in_means", activations, {}),
+        provenance=_provenance("diff_in_means", activations, {"reading": activations.reading}),
     )
 
 

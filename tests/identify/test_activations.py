@@ -14,7 +14,9 @@ from saif_fast.identify import (
     ContrastPair,
     ContrastPairs,
     LatentStatistics,
+    Reading,
     collect,
+    collect_readings,
     plain_texts,
 )
 
@@ -72,7 +74,7 @@ def test_batches_with_padding_equal_texts_alone(chat: bool, batch_tokens: int) -
 def test_plain_text_is_every_token_but_bos() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     got = read(None).plain[0]
-    rows = [alone(model, tokenizer, text, 0)[1:] for text in sorted(PLAIN, key=len)]
+    rows = [alone(model, tokenizer, text, 0)[1:] for text in PLAIN]
     torch.testing.assert_close(got, torch.cat(rows), rtol=1e-4, atol=1e-4)
 
 
@@ -169,3 +171,43 @@ def test_a_template_without_the_content_is_refused() -> None:
 def test_a_text_without_a_last_token_has_no_residual(row: list[int]) -> None:
     with pytest.raises(ValueError, match=f"text 1: expected 1 to 63 tokens, got {len(row)}"):
         list(hf.run_decoder(tiny_model(), [[4, 5], row], LAYERS, 8192))
+
+
+REPLIES = {"w1 w2 w3": [5, 6, 7], "w1": [8, 9, 10, 11], "w4": [12, 2], "w5 w6 w7 w8": [13]}
+
+
+def read_replies(replies: dict[str, list[int]]) -> dict[Reading, ActivationSet]:
+    return collect_readings(tiny_model(), tiny_tokenizer(), PAIRS, replies, LAYERS, plain=PLAIN)
+
+
+def test_replies_are_read_token_by_token_up_to_the_shorter_one() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    found = read_replies(REPLIES)
+    for side in ("positive", "negative"):
+        torch.testing.assert_close(getattr(found["last"], side)[0], getattr(read(True), side)[0])
+    # The last token of a reply yields nothing that was read: two tokens of the first pair's three,
+    # of the second pair's replies one and none, and the third pair has no reply to its positive.
+    prompts = hf.encode_texts(tokenizer, hf.chat_texts(tokenizer, ["w1 w2 w3", "w1"]))
+    for side, prompt, reply in zip(
+        ("positive", "negative"), prompts, ([5, 6], [8, 9]), strict=True
+    ):
+        seen: list[torch.Tensor] = []
+        handle = model.model.layers[0].register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output)
+        )
+        with torch.no_grad():
+            model(torch.tensor([[*prompt, *reply]]))
+        handle.remove()
+        expected = seen[0][0][len(prompt) :]
+        torch.testing.assert_close(getattr(found["reply"], side)[0], expected, rtol=1e-4, atol=1e-4)
+    assert found["reply"].reading == "reply" and found["last"].reading == "last"
+
+
+def test_without_replies_there_is_one_reading() -> None:
+    assert list(read_replies({})) == ["last"]
+    assert list(read_replies({"w1 w2 w3": [5, 6]})) == ["last"]
+
+
+def test_a_reply_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt and reply 0: expected 1 to 63 tokens"):
+        read_replies({**REPLIES, "w1 w2 w3": [5] * 60})

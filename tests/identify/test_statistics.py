@@ -117,7 +117,7 @@ def test_ties_go_to_the_mean_difference_then_to_the_index() -> None:
         negative=[[0, 0, 0, 0, 0, 5], [0, 0, 0, 0, 0, 5]],
         plain=[[0.0]] * 10,
     )
-    ranking = LatentStatistics.compute(identity_sae(), data).ranking
+    ranking = LatentStatistics.compute(identity_sae(), data).ranking()
     # 1 and 2 tie in everything, 0 and 4 rise less, 3 rises most but not in every pair, 5 falls.
     assert ranking == [1, 2, 0, 4, 3]
 
@@ -129,8 +129,8 @@ def test_dense_latents_are_left_out() -> None:
         plain=[[1, 0]] * 2 + [[0, 1]] + [[0]] * 7,
     )
     sae = identity_sae()
-    assert LatentStatistics.compute(sae, data).ranking == [1]
-    assert LatentStatistics.compute(sae, data, max_density=0.2).ranking == [0, 1]
+    assert LatentStatistics.compute(sae, data).ranking() == [1]
+    assert LatentStatistics.compute(sae, data, max_density=0.2).ranking() == [0, 1]
 
 
 @pytest.mark.parametrize("beta", [-1.5, 0.0, 2.0])
@@ -157,7 +157,7 @@ def test_the_set_steers_along_the_decoder_rows_of_the_first_k() -> None:
     found = LatentStatistics.compute(sae, activations(), max_density=1.0)
     latent_set = found.latent_set(k=5, beta=0.5)
     expected = torch.zeros(D_MODEL)
-    for i in found.ranking[:5]:
+    for i in found.ranking()[:5]:
         expected += (found.measured.mean[i] + 0.5 * found.measured.std[i]) * sae.W_dec[i]
     torch.testing.assert_close(latent_set.edits_at(LAYER).vector, expected)
     assert latent_set.n_live == {LAYER: 0}

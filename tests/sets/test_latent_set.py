@@ -105,6 +105,22 @@ def test_compiling_folds_constants_and_keeps_the_rest() -> None:
     assert latent_set.edits_at(0).vector.abs().max() == 0
 
 
+def test_a_scaled_set_of_constants_does_what_the_strength_did() -> None:
+    made = LatentSet((site(3, ["add:2", "add:5"], vector=True),), D_MODEL, 4)
+    doubled = made.scaled(2.0)
+    expected = 2.0 * made.edits_at(3).vector
+    torch.testing.assert_close(doubled.edits_at(3).vector, expected)
+    assert doubled.content_hash != made.content_hash == made.scaled(1.0).content_hash
+    live = LatentSet((site(3, ["clamp:3", "add:1@gated", "ablate"]),), D_MODEL, 4).scaled(2.0)
+    assert [str(x.edit) for x in live.sites[0].site.latents] == [
+        "clamp:6.0",
+        "add:2.0@gated",
+        "ablate",
+    ]
+    with pytest.raises(ValueError, match="edit value: expected a number between"):
+        made.scaled(1e7)
+
+
 def test_last_layer_constant() -> None:
     constant = LatentSet((site(3, ["add:1", "add:2"]),), D_MODEL, 4)
     live = LatentSet((site(3, ["add:1", "clamp:2"]),), D_MODEL, 4)

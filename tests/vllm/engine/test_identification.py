@@ -51,15 +51,16 @@ def refused(says, act):
         raise SystemExit(f"not refused: {says}")
 
 source = saif_vllm.residuals(llm)
-refused("layer: expected a hooked one (1, 2), got 0", lambda: source.last([[1, 2]], [0]))
-refused("text 1: expected 1 to 255 tokens, got 0", lambda: source.last([[1, 2], []], LAYERS))
+refused("layer: expected a hooked one (1, 2), got 0", lambda: source.read([[1, 2]], [[1]], [0]))
+refused("text 1: expected 1 to 255 tokens, got 0",
+        lambda: source.read([[1, 2], []], [[1], []], LAYERS))
 for side, says in (("", "negative '': expected 1 to 255 tokens, got 0"),
                    ("cat " * 300, "negative 'cat cat cat")):
     bad = ContrastPairs((*pairs.pairs[:1], ContrastPair("a cat", side)))
     refused(f"pair 1: {says}", lambda: collect(source, tokenizer, bad, LAYERS, chat=False))
 sae = dataclasses.replace(load_sae(sae_path()), model_name="org/other")
 refused("got one of 'org/other'", lambda: find_latents(source, tokenizer, sae, pairs))
-assert source.every([], LAYERS, None)[1].shape == (0, source.model.d_model)
+assert source.read([], [], LAYERS)[1].shape == (0, source.model.d_model)
 print("EQUAL", "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1")
 """
 
