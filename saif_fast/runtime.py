@@ -1,4 +1,4 @@
-"""Runtimes, which generate and score text: one protocol, found through entry points."""
+"""Runtimes, which generate text and tell how likely one is: a protocol, found by entry points."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return {} if self.saif is None else {"saif": self.saif, **self.options}
 
 
-class ScoringRequest(msgspec.Struct, frozen=True, kw_only=True):
+class LogProbRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A text whose probability is asked for, after a prompt.
 
-    There is no scope: a scored text is the prompt of the one forward that scores it, so its tokens
-    and those before them are either all steered or all unsteered.
+    There is no scope: the text is part of the prompt of one forward, so its tokens and those before
+    them are either all steered or all unsteered.
 
     Attributes:
         prompt: the final text, after the chat template. The runtime adds no second BOS.
-        continuation: what is scored. Its tokens are the tokenizer's, without special tokens, and
+        continuation: the text. Its tokens are the tokenizer's, without special tokens, and
             begin where the prompt's end.
         saif: sets and strengths, ``"french*0.8 + formal*0.4"``; None = unsteered.
     """
@@ -79,7 +79,7 @@ class Runtime(Protocol):
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Generate greedily; generations are in the order of ``requests``."""
 
-    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+    def log_probs(self, requests: Sequence[LogProbRequest]) -> list[list[float]]:
         """Return the natural-log probability of each token of each continuation, in order."""
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The Transformers runtime: batched greedy generation and scoring, with steering."""
+"""The Transformers runtime: batched greedy generation and log-probabilities, with steering."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
 from saif_fast.quality.capability import CapabilityCost
 from saif_fast.request import SteeringRequest, check_reached, parse_request
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.context import load_set
 from saif_transformers.hooks import SteeringHooks
@@ -136,10 +136,10 @@ class TransformersRuntime:
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
         ]
 
-    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+    def log_probs(self, requests: Sequence[LogProbRequest]) -> list[list[float]]:
         """Return the log-probability of each token of each continuation, in nats.
 
-        All requests are checked before any runs. One forward scores a batch.
+        All requests are checked before any runs. One forward does a batch.
 
         Raises:
             ValueError: a request does not parse, names an unknown set, or has an empty prompt or
@@ -152,7 +152,7 @@ class TransformersRuntime:
             [request.continuation for request in requests],
             self._context,
         )
-        scores: list[list[float]] = [[]] * len(requests)
+        found: list[list[float]] = [[]] * len(requests)
         lengths = [len(prompt) + len(continuation) for prompt, continuation in pairs]
         max_tokens = min(self._max_batch_tokens, self._max_logits)
         with torch.inference_mode(), hooks.attached():
@@ -165,8 +165,8 @@ class TransformersRuntime:
                 chosen = logits.gather(-1, tokens[:, -longest:, None]).squeeze(-1)
                 rows = (chosen - logits.logsumexp(-1)).tolist()
                 for i, row in zip(batch, rows, strict=True):
-                    scores[i] = row[longest - len(pairs[i][1]) :]
-        return scores
+                    found[i] = row[longest - len(pairs[i][1]) :]
+        return found
 
     def capability_cost(self, saif: str, texts: Sequence[str]) -> CapabilityCost:
         """Compare the model steered at every token with the unsteered one: two forwards per batch.
@@ -178,7 +178,7 @@ class TransformersRuntime:
             ValueError: ``saif`` does not parse or names an unknown set, or a text has fewer than
                 two tokens or as many as the context or more.
         """
-        (asked,), hooks = self._steering([ScoringRequest(prompt="", continuation="", saif=saif)])
+        (asked,), hooks = self._steering([LogProbRequest(prompt="", continuation="", saif=saif)])
         ids = encode_texts(self._tokenizer, texts)
         check_lengths(ids, self._context, lambda i: f"text {i}")
         for i, row in enumerate(ids):
@@ -220,7 +220,7 @@ class TransformersRuntime:
         del self._model, self._tokenizer
 
     def _steering(
-        self, requests: Sequence[GenerationRequest] | Sequence[ScoringRequest]
+        self, requests: Sequence[GenerationRequest] | Sequence[LogProbRequest]
     ) -> tuple[list[SteeringRequest | None], SteeringHooks]:
         """Parse what the requests ask for, and load the sets that they name."""
         names = self._sets.names() if isinstance(self._sets, SetDirectory) else sorted(self._sets)

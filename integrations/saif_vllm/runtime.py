@@ -1,4 +1,4 @@
-"""The runtime ``vllm`` of ``saif_fast``: batched greedy generation and scoring by vLLM."""
+"""The runtime ``vllm`` of ``saif_fast``: greedy generation and log-probabilities by vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from saif_fast.hf import encode_continuations, encode_texts
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 from saif_fast.set_dir import SetDirectory
 from saif_vllm.arguments import engine_args
 
@@ -24,7 +24,7 @@ class VllmRuntime:
 
     The default capacities are raised to hold all sets that exist at start. The sets of a mapping
     are fixed then. A directory is read as requests arrive, but one that is empty at start makes an
-    engine that does not steer.
+    engine that does not steer, unless ``layers`` are among the options.
 
     Args:
         model: a directory or a hub name.
@@ -60,7 +60,7 @@ class VllmRuntime:
                 latent_set.save(SetDirectory(self._folder.name).path(name))
             sets = SetDirectory(self._folder.name)
         there = [sum(header.n_live.values()) for _, header in sets.headers()]
-        if there:
+        if there or "layers" in steering:
             for name, needed in {"max_sets": len(there), "max_latents": sum(there)}.items():
                 steering.setdefault(name, max(known[name].default, needed))
             ours = engine_args(sets.root, **steering)
@@ -100,10 +100,10 @@ class VllmRuntime:
             Generation(text=text, token_ids=row) for text, row in zip(texts, generated, strict=True)
         ]
 
-    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+    def log_probs(self, requests: Sequence[LogProbRequest]) -> list[list[float]]:
         """Return the log-probability of each token of each continuation, in nats.
 
-        All requests are checked before any runs. Scored texts are not read from the prefix cache.
+        All requests are checked before any runs. The texts are not read from the prefix cache.
 
         Raises:
             ValueError: a request does not parse, names an unknown set, or has an empty prompt or

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import msgspec
 
 
@@ -30,10 +27,3 @@ class CapabilityCost(msgspec.Struct, frozen=True):
     steered_perplexity: float
     kl: float
     n_tokens: int
-
-
-class CostRuntime(Protocol):
-    """A runtime with whole distributions at hand, such as ``transformers``."""
-
-    def capability_cost(self, saif: str, texts: Sequence[str]) -> CapabilityCost:
-        """Compare the model steered at every token with the unsteered one, on ``texts``."""

@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from saif_fast.quality.repetition import Repetition, repetition
-from saif_fast.runtime import GenerationRequest, Runtime, ScoringRequest
-
-# Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
-Prompter: TypeAlias = Callable[[str, str | None], str]
+from saif_fast.runtime import GenerationRequest, LogProbRequest, Runtime
+from saif_fast.tasks import Prompter
 
 MAX_LOOP = 0.2  # of a text; a loop is one whatever the model does unsteered
 _LEAST_REPLIES = 8  # that thresholds can be taken from
+
+
+class NoYardstick(ValueError):
+    """Error where no yardstick can be taken: few contents, or replies that repeat themselves."""
 
 
 class Answer(NamedTuple):
@@ -40,7 +42,7 @@ class Answer(NamedTuple):
     instruction: str | None = None
 
 
-class Quality(msgspec.Struct, frozen=True):
+class ReplyQuality(msgspec.Struct, frozen=True):
     """The quality of one reply.
 
     Attributes:
@@ -86,11 +88,11 @@ class Yardstick:
         seed: seed of the draws.
 
     Raises:
-        ValueError: there are fewer than three contents.
+        NoYardstick: there are fewer than three contents.
 
     Examples:
         >>> yardstick = Yardstick.calibrate(runtime, subject.prompter, task.select)
-        >>> yardstick.judge(runtime, [Answer("What is rain?", "Rain is water.")])[0].sound
+        >>> yardstick.measure(runtime, [Answer("What is rain?", "Rain is water.")])[0].sound
         True
     """
 
@@ -102,7 +104,7 @@ class Yardstick:
         seed: int = 0,
     ) -> None:
         if len(set(contents)) < 3:
-            raise ValueError(
+            raise NoYardstick(
                 f"contents: expected 3 or more different ones, got {len(set(contents))}"
             )
         self.thresholds = thresholds
@@ -143,7 +145,7 @@ class Yardstick:
             seed: seed of the draws of other contents.
 
         Raises:
-            ValueError: as :class:`Yardstick`, or most replies repeat themselves.
+            NoYardstick: most replies repeat themselves, or as :class:`Yardstick`.
 
         Examples:
             >>> Yardstick.calibrate(runtime, subject.prompter, task.select).thresholds
@@ -169,7 +171,7 @@ class Yardstick:
             if not least.repeated(repeat)
         ]
         if len(sound) < _LEAST_REPLIES:
-            raise ValueError(
+            raise NoYardstick(
                 f"replies: expected {_LEAST_REPLIES} or more of the unsteered model that do not "
                 f"repeat themselves, got {len(sound)} of {len(texts)}"
             )
@@ -184,8 +186,8 @@ class Yardstick:
         )
         return yardstick
 
-    def judge(self, runtime: Runtime, answers: Sequence[Answer]) -> list[Quality]:
-        """Judge replies, in order; the engine scores all that do not repeat themselves at once."""
+    def measure(self, runtime: Runtime, answers: Sequence[Answer]) -> list[ReplyQuality]:
+        """Measure replies, in order; those that repeat themselves cost the engine nothing."""
         least = self.thresholds
         repeats = [repetition(answer.text) for answer in answers]
         kept = [not least.repeated(repeat) for repeat in repeats]
@@ -194,7 +196,7 @@ class Yardstick:
         judged = []
         for (distinct, loop), asked in zip(repeats, kept, strict=True):
             if not asked:
-                judged.append(Quality(distinct, loop, None, None, ("repetition",)))
+                judged.append(ReplyQuality(distinct, loop, None, None, ("repetition",)))
                 continue
             fluency, after_other = next(measured)
             topic = fluency - after_other
@@ -203,7 +205,7 @@ class Yardstick:
                 failed.append("fluency")
             if topic < least.topic:
                 failed.append("topic")
-            judged.append(Quality(distinct, loop, fluency, topic, tuple(failed)))
+            judged.append(ReplyQuality(distinct, loop, fluency, topic, tuple(failed)))
         return judged
 
     def _means(self, runtime: Runtime, answers: Sequence[Answer], *, own: bool) -> np.ndarray:
@@ -218,6 +220,6 @@ class Yardstick:
             drawn = random.Random(f"{self._seed}:{content}").sample(others, 2)
             for after in (content, drawn[0]) if own else drawn:
                 prompt = self._prompter(after, instruction)
-                requests.append(ScoringRequest(prompt=prompt, continuation=text))
-        scores = runtime.score(requests) if requests else []
+                requests.append(LogProbRequest(prompt=prompt, continuation=text))
+        scores = runtime.log_probs(requests) if requests else []
         return np.array([np.mean(row) for row in scores]).reshape(-1, 2)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from saif_fast.quality.rating import Rating, rate
 from saif_fast.quality.yardstick import MAX_LOOP, Answer, Thresholds, Yardstick
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 
 SUBJECTS = ("rain", "bread", "horses", "music", "glass", "winter", "maps", "salt", "rivers")
 CONTENTS = tuple(f"What about {subject}?" for subject in SUBJECTS)
@@ -28,7 +27,7 @@ class ToyRuntime:
     """Words cost 1 nat, those of the prompt 0.1, unknown ones 6, French 3 unless asked for."""
 
     def __init__(self, *, loops: bool = False) -> None:
-        self.loops, self.scored = loops, list[ScoringRequest]()
+        self.loops, self.scored = loops, list[LogProbRequest]()
         self.calls = 0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -36,7 +35,7 @@ class ToyRuntime:
         texts = ["la la la la la" if self.loops else own(subject) for subject in subjects]
         return [Generation(text, []) for text in texts]
 
-    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+    def log_probs(self, requests: Sequence[LogProbRequest]) -> list[list[float]]:
         assert all(request.saif is None for request in requests)
         self.scored += requests
         self.calls += 1
@@ -121,7 +120,7 @@ CASES = {
 def test_each_criterion_fails_what_it_is_for(
     yardstick: Yardstick, runtime: ToyRuntime, answer: Answer, failed: tuple[str, ...]
 ) -> None:
-    (got,) = yardstick.judge(runtime, [answer])
+    (got,) = yardstick.measure(runtime, [answer])
     assert got.failed == failed
     assert got.sound == (not failed)
     assert (got.fluency is None) == (got.topic is None) == ("repetition" in failed)
@@ -130,7 +129,7 @@ def test_each_criterion_fails_what_it_is_for(
 def test_fluency_and_topic_are_means_over_the_reply(
     yardstick: Yardstick, runtime: ToyRuntime
 ) -> None:
-    (got,) = yardstick.judge(runtime, [Answer(CONTENTS[1], own("bread"))])
+    (got,) = yardstick.measure(runtime, [Answer(CONTENTS[1], own("bread"))])
     after_own = np.mean([-0.1] + [-1.0] * 10)
     assert got.fluency == pytest.approx(after_own)
     assert got.topic == pytest.approx(after_own - -1.0)
@@ -140,32 +139,7 @@ def test_a_judgement_does_not_depend_on_its_neighbours(
     yardstick: Yardstick, runtime: ToyRuntime
 ) -> None:
     answers = [answer for answer, _ in CASES.values()]
-    together = yardstick.judge(runtime, answers)
+    together = yardstick.measure(runtime, answers)
     assert runtime.calls == 1, "one call scores all"
-    assert together == [yardstick.judge(runtime, [answer])[0] for answer in answers]
-    assert yardstick.judge(runtime, []) == []
-
-
-def test_a_rating_is_the_harmonic_mean(yardstick: Yardstick, runtime: ToyRuntime) -> None:
-    good, loop = Answer(CONTENTS[0], own("rain")), Answer(CONTENTS[0], "la la la la la")
-    ratings = rate(
-        yardstick,
-        runtime,
-        [
-            [(good, True), (good, True)],
-            [(good, True), (loop, True), (loop, False), (good, False)],
-            [(loop, True), (loop, True)],
-            [(good, False), (good, False)],
-        ],
-    )
-    assert ratings == [
-        Rating(1.0, 1.0, 1.0, 2),
-        Rating(0.5, 0.5, 0.5, 4),
-        Rating(1.0, 0.0, 0.0, 2),
-        Rating(0.0, None, 0.0, 2),
-    ]
-    texts = {request.continuation for request in runtime.scored}
-    assert texts == {good.text} and len(runtime.scored) == 2 * 4, "no loop, and no reply in vain"
-    assert runtime.calls == 1
-    uneven = rate(yardstick, runtime, [[(good, True), (good, False), (good, False), (good, False)]])
-    assert uneven[0].score == pytest.approx(2 * 0.25 / 1.25)
+    assert together == [yardstick.measure(runtime, [answer])[0] for answer in answers]
+    assert yardstick.measure(runtime, []) == []

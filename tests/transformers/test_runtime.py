@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 from saif_transformers import TransformersRuntime, steer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -201,10 +201,10 @@ STEERED: tuple[tuple[str | None, dict[str, float]], ...] = (
 )
 
 
-def scored() -> list[ScoringRequest]:
+def scored() -> list[LogProbRequest]:
     """Every prompt before every text, unsteered and steered, in an order that mixes lengths."""
     return [
-        ScoringRequest(prompt=prompt, continuation=text, saif=saif)
+        LogProbRequest(prompt=prompt, continuation=text, saif=saif)
         for prompt in PROMPTS
         for text in TEXTS
         for saif, _ in STEERED
@@ -215,7 +215,7 @@ def test_scores_are_the_log_probabilities_of_single_forwards(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
 ) -> None:
     asks = dict(STEERED)
-    for request, got in zip(scored(), runtime.score(scored()), strict=True):
+    for request, got in zip(scored(), runtime.log_probs(scored()), strict=True):
         prompt = tokenizer(request.prompt)["input_ids"]
         text = tokenizer(request.continuation, add_special_tokens=False)["input_ids"]
         ask = Ask(asks[request.saif], prompt=True)
@@ -233,16 +233,16 @@ def test_batches_change_no_score(
     options: dict[str, int],
 ) -> None:
     small = TransformersRuntime(model, SETS, tokenizer=tokenizer, **options)
-    for got, expected in zip(small.score(scored()), runtime.score(scored()), strict=True):
+    for got, expected in zip(small.log_probs(scored()), runtime.log_probs(scored()), strict=True):
         assert got == pytest.approx(expected, abs=1e-5)
-    assert runtime.score([]) == []
+    assert runtime.log_probs([]) == []
 
 
 def test_tokens_that_are_generated_greedily_have_the_scores_of_their_steps(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, runtime: TransformersRuntime
 ) -> None:
     generation = runtime.generate([GenerationRequest(prompt=PROMPTS[0], max_tokens=5)])[0]
-    (got,) = runtime.score([ScoringRequest(prompt=PROMPTS[0], continuation=generation.text)])
+    (got,) = runtime.log_probs([LogProbRequest(prompt=PROMPTS[0], continuation=generation.text)])
     inputs = tokenizer(PROMPTS[0], return_tensors="pt", return_token_type_ids=False)
     output = model.generate(
         **inputs,
@@ -258,30 +258,30 @@ def test_tokens_that_are_generated_greedily_have_the_scores_of_their_steps(
 
 BAD_TEXTS = {
     "empty text": (
-        ScoringRequest(prompt="w1", continuation=""),
+        LogProbRequest(prompt="w1", continuation=""),
         "request 1 continuation: expected 1 token or more, got 0",
     ),
     "too long": (
-        ScoringRequest(prompt="w1 " * 30, continuation="w2 " * 33),
+        LogProbRequest(prompt="w1 " * 30, continuation="w2 " * 33),
         "request 1 prompt and continuation: expected 1 to 63 tokens, got 64",
     ),
-    "set": (ScoringRequest(prompt="w1", continuation="w2", saif="none"), "available"),
-    "surrogate": (ScoringRequest(prompt="w1", continuation="\ud800"), "text: expected Unicode"),
+    "set": (LogProbRequest(prompt="w1", continuation="w2", saif="none"), "available"),
+    "surrogate": (LogProbRequest(prompt="w1", continuation="\ud800"), "text: expected Unicode"),
 }
 
 
 @pytest.mark.parametrize("request_, message", BAD_TEXTS.values(), ids=BAD_TEXTS)
 def test_bad_texts_are_refused_before_any_is_scored(
-    runtime: TransformersRuntime, request_: ScoringRequest, message: str
+    runtime: TransformersRuntime, request_: LogProbRequest, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        runtime.score([scored()[0], request_])
+        runtime.log_probs([scored()[0], request_])
 
 
 def test_an_empty_prompt_is_refused(model: LlamaForCausalLM) -> None:
     without_bos = TransformersRuntime(model, SETS, tokenizer=tiny_tokenizer(adds_bos=False))
     with pytest.raises(ValueError, match="request 0 prompt: expected 1 token or more, got 0"):
-        without_bos.score([ScoringRequest(prompt="", continuation="w1")])
+        without_bos.log_probs([LogProbRequest(prompt="", continuation="w1")])
 
 
 def test_the_capability_cost_is_that_of_single_forwards(

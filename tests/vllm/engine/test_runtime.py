@@ -14,7 +14,7 @@ import pytest
 
 from saif_fast.embedded import model_path
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest, open_runtime
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest, open_runtime
 
 pytestmark = pytest.mark.engine
 
@@ -31,15 +31,15 @@ REQUESTS = (
     GenerationRequest(prompt=PROMPT, logit_bias={40: 30.0, 41: -200.0}, max_tokens=8),
 )
 TEXTS = (
-    ScoringRequest(prompt=PROMPT, continuation=" the strong frog sleeps."),
-    ScoringRequest(prompt=PROMPT, continuation=" forest"),
-    ScoringRequest(prompt=PROMPT, continuation=" the strong frog sleeps.", saif="add_last*0.4"),
-    ScoringRequest(prompt=PROMPT, continuation=" the strong frog", saif="clamp_middle"),
+    LogProbRequest(prompt=PROMPT, continuation=" the strong frog sleeps."),
+    LogProbRequest(prompt=PROMPT, continuation=" forest"),
+    LogProbRequest(prompt=PROMPT, continuation=" the strong frog sleeps.", saif="add_last*0.4"),
+    LogProbRequest(prompt=PROMPT, continuation=" the strong frog", saif="clamp_middle"),
 )
 SERVE = """
 import sys
 import msgspec
-from saif_fast.runtime import GenerationRequest, ScoringRequest, open_runtime
+from saif_fast.runtime import GenerationRequest, LogProbRequest, open_runtime
 from saif_fast.set_dir import SetDirectory
 
 if __name__ == "__main__":
@@ -49,19 +49,19 @@ if __name__ == "__main__":
     sets = {name: directory.load(name) for name in ("add_last", "clamp_middle")}
     runtime = open_runtime("vllm", sys.argv[1], sets, max_model_len=512, dtype="float32")
     generated = runtime.generate(requests)
-    texts = msgspec.json.decode(sys.argv[4], type=list[ScoringRequest])
-    scored = runtime.score(texts)
+    texts = msgspec.json.decode(sys.argv[4], type=list[LogProbRequest])
+    scored = runtime.log_probs(texts)
     for serve, expected in (
         (
             lambda: runtime.generate([GenerationRequest(prompt="a", saif="french")]),
             "available sets: add_last, clamp_middle",
         ),
         (
-            lambda: runtime.score([texts[0], ScoringRequest(prompt="a", continuation="")]),
+            lambda: runtime.log_probs([texts[0], LogProbRequest(prompt="a", continuation="")]),
             "request 1 continuation: expected 1 token or more, got 0",
         ),
         (
-            lambda: runtime.score([ScoringRequest(prompt="a", continuation=" frog" * 600)]),
+            lambda: runtime.log_probs([LogProbRequest(prompt="a", continuation=" frog" * 600)]),
             "request 0 prompt and continuation: expected 1 to 511 tokens, got",
         ),
     ):
@@ -104,6 +104,6 @@ def test_vllm_generates_and_scores_as_transformers_does(
     reference = open_runtime("transformers", model_path(), sets, dtype="float32")
     assert got == reference.generate(REQUESTS)
     assert len({tuple(generation.token_ids) for generation in got}) == len(REQUESTS)
-    for request, row, expected in zip(TEXTS, scored, reference.score(TEXTS), strict=True):
+    for request, row, expected in zip(TEXTS, scored, reference.log_probs(TEXTS), strict=True):
         assert row == pytest.approx(expected, abs=2e-3), request  # fp32; sums in another order
     assert scored[0] != pytest.approx(scored[2], abs=0.1), "the set steered nothing"
