@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from saif_fast import embedded, smollm2
 
-__all__ = ["model_source", "reference_of", "sae_source"]
+__all__ = ["model_source", "reference_of", "sae_source", "sae_sources"]
 
 
 def model_source(model: str) -> str:
@@ -45,6 +45,17 @@ def sae_source(sae: str) -> str:
             return str(smollm2.sae_path(which))
         case _:
             return sae
+
+
+def sae_sources(sae: str) -> list[str]:
+    """Return the sources of ``sae``: several where it names a model with SAEs of several layers.
+
+    Raises:
+        ValueError: there is no such SAE.
+    """
+    if sae == smollm2.NAME:
+        return [str(path) for path in smollm2.sae_paths()]
+    return [sae_source(sae)]
 
 
 def reference_of(model_name: str) -> str | None:

