@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from saif_fast.tasks.embedded import embedded_task, embedded_task_names
-from saif_fast.tasks.prompts import POSITIONS, Position, render
+from saif_fast.tasks.prompts import POSITIONS, Position, Prompter, render
 from saif_fast.tasks.scorers import Score, Scorer
 from saif_fast.tasks.task import SPLITS, Split, Task, Wording
 from saif_fast.tasks.task_file import general_task, load_task, task_names
@@ -14,6 +14,7 @@ __all__ = [
     "POSITIONS",
     "SPLITS",
     "Position",
+    "Prompter",
     "Score",
     "Scorer",
     "Split",

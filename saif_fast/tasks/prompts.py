@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
 
 Position = Literal["post", "pre"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
+
+# Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
+Prompter: TypeAlias = Callable[[str, str | None], str]
 
 
 def render(content: str, instruction: str | None = None, position: Position = "post") -> str:

@@ -40,6 +40,7 @@ class Task:
     neutral: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     max_tokens: int = 24
+    min_tokens: int = 1  # a search that tries shorter replies cannot judge them
 
     def __post_init__(self) -> None:
         if not self.wordings:

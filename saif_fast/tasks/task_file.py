@@ -33,6 +33,8 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verifier: AnyVerifier | Judge
     wordings: dict[str, list[str]]  # by language: en, fr, ...
     max_tokens: Annotated[int, Meta(ge=1)] = 64
+    # Shorter replies cannot be judged: their end is what counts.
+    min_tokens: Annotated[int, Meta(ge=1)] = 1
     # General tasks whose instructions are no negatives, because a reply can follow both.
     related: list[str] = []
     contents: ContentFiles | None = None  # None = those of the general tasks
@@ -83,6 +85,7 @@ def load_task(path: str | Path) -> Task:
             neutral=neutral_sentences(),
             others=tuple(text for texts in others for text in texts),
             max_tokens=read.max_tokens,
+            min_tokens=min(read.min_tokens, read.max_tokens),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
