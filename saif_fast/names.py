@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import difflib
+import hashlib
 import itertools
 import re
 from collections.abc import Collection
@@ -28,6 +29,16 @@ def check_name(name: str) -> str:
     if not is_name(name):
         raise ValueError(f"set name: expected {_GRAMMAR}, got {_quoted(name)}")
     return name
+
+
+def set_name(text: str) -> str:
+    """Return a legal set name as near to ``text`` as possible."""
+    legal = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
+    legal = legal if legal[:1].isalnum() else f"set_{legal}"
+    if len(legal) > LONGEST_NAME:  # tell apart texts that begin alike
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        legal = f"{legal[: LONGEST_NAME - 9]}_{digest}"
+    return legal
 
 
 def file_name(name: str) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 from saif_fast.edits import Edit, EditKind
 from saif_fast.evaluate.methods import Candidate, Method, log_grid, logit_biases
 from saif_fast.identify import ActivationSet, LatentStatistics
+from saif_fast.identify.rankers import CONSISTENCY, Ranker
+from saif_fast.identify.statistics import Over
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import largest
 from saif_fast.records import Latent, Provenance
@@ -58,7 +60,13 @@ def saif_grid(
 
 
 def saif_set(
-    statistics: LatentStatistics, k: int, beta: float, kind: EditKind = "add"
+    statistics: LatentStatistics,
+    k: int,
+    beta: float = 0.0,
+    edit: str = "add",
+    *,
+    over: Over = "positives",
+    ranker: Ranker = CONSISTENCY,
 ) -> LatentSet:
     """Make SAIF's set for ``k`` and ``beta``, with edits of another kind but the same values.
 
@@ -66,17 +74,23 @@ def saif_set(
         statistics: measurements of the instruction's latents.
         k: number of latents; where fewer answer to the instruction, these.
         beta: each edit's value is mu + beta * sigma of its latent.
-        kind: kind of the edits.
+        edit: kind of the edits, ``add``, ``clamp`` or ``at_least``; with ``@gated`` behind it they
+            act only where their latent is active.
+        over: which mu and sigma; see :data:`saif_fast.identify.statistics.Over`.
+        ranker: which latents come first.
 
     Examples:
         >>> saif_set(statistics, 5, 0.0, "clamp").save("sets/french-clamped.safetensors")
     """
-    found = statistics.latent_set(min(k, statistics.sae.d_sae), beta)
-    if kind == "add":
+    found = statistics.latent_set(min(k, statistics.sae.d_sae), beta, over, ranker)
+    if edit == "add":
         return found
+    kind, _, gate = edit.partition("@")
     (tensors,) = found.sites
     latents = [
-        msgspec.structs.replace(latent, edit=Edit(kind, latent.edit.value))
+        msgspec.structs.replace(
+            latent, edit=Edit.parse(f"{kind}:{latent.edit.value!r}{gate and '@gated'}")
+        )
         for latent in tensors.site.latents
     ]
     return LatentSet.from_sae(
@@ -108,22 +122,7 @@ def projections(
         >>> len(method.candidates)
         3
     """
-    positive, negative = activations.positive[layer].mean(0), activations.negative[layer].mean(0)
-    direction = positive - negative
-    unit = direction / direction.norm()
-    without, distance = float(negative @ unit), float(direction.norm())
-    sets = [
-        LatentSet.from_direction(
-            direction,
-            without + multiple * distance,
-            layer=layer,
-            num_layers=activations.num_layers,
-            provenance=Provenance(
-                method="project", model=activations.model_name, version=__version__
-            ),
-        )
-        for multiple in multiples
-    ]
+    sets = [projection(activations, layer, multiple) for multiple in multiples]
     return Method(
         name,
         tuple(
@@ -135,6 +134,20 @@ def projections(
             for scope in scopes
             for multiple, latent_set in zip(multiples, sets, strict=True)
         ),
+    )
+
+
+def projection(activations: ActivationSet, layer: int, multiple: float) -> LatentSet:
+    """Make the set of one candidate of :func:`projections`."""
+    positive, negative = activations.positive[layer].mean(0), activations.negative[layer].mean(0)
+    direction = positive - negative
+    distance = float(direction.norm())
+    return LatentSet.from_direction(
+        direction,
+        float(negative @ direction) / distance + multiple * distance,
+        layer=layer,
+        num_layers=activations.num_layers,
+        provenance=Provenance(method="project", model=activations.model_name, version=__version__),
     )
 
 

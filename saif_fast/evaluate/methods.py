@@ -33,6 +33,11 @@ class Candidate:
     instructed: bool = False
     parameters: Parameters = field(default_factory=dict)
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the model is left as it is, and not asked either."""
+        return self.latent_set is None and self.logit_bias is None and not self.instructed
+
 
 @dataclass(frozen=True)
 class Method:

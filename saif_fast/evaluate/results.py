@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 from rich.table import Table
@@ -17,7 +17,10 @@ ORDER = (
     "unsteered",
     "prompted",
     "saif",
+    "share",
+    "live",
     "diff_in_means",
+    "project",
     "logit_bias",
     "logit_bias_full",
     "logit_bias_no_sae",
@@ -29,6 +32,7 @@ ORDER = (
 _LABEL = "95 % of strict"
 _PADDING = 3  # per column: a space on both sides and the rule
 _COLUMN = len("100/100 96-100") + _PADDING
+_SOUND = len("/100")
 
 
 class ResultRow(msgspec.Struct, frozen=True):
@@ -44,6 +48,8 @@ class ResultRow(msgspec.Struct, frozen=True):
         candidates: number of candidates that there were to choose from.
         parameters: parameters of the chosen candidate.
         runtime: name of the runtime that generated the replies.
+        quality: share of sound replies; None = not asked.
+        score: harmonic mean of ``strict`` and ``quality``; None = not asked.
     """
 
     strict: float
@@ -55,6 +61,8 @@ class ResultRow(msgspec.Struct, frozen=True):
     candidates: int
     parameters: dict[str, int | float | str]
     runtime: str
+    quality: float | None = None
+    score: float | None = None
 
     @classmethod
     def from_choice(cls, choice: Choice, accuracy: Accuracy, runtime: str) -> ResultRow:
@@ -84,18 +92,11 @@ def ordered(results: Results) -> list[str]:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Write JSON ``{instruction: {method: {strict, loose, low, high, ...}, k, beta}}``.
-
-    ``k`` and ``beta`` are those of the method ``saif``.
-    """
-    document: dict[str, Any] = {}
-    for instruction, by_method in results.items():
-        chosen = by_method["saif"].parameters
-        document[instruction] = {
-            **{method: by_method[method] for method in ordered({instruction: by_method})},
-            "k": chosen["k"],
-            "beta": chosen["beta"],
-        }
+    """Write JSON ``{instruction: {method: {strict, loose, low, high, ...}}}``."""
+    document = {
+        instruction: {method: by_method[method] for method in ordered({instruction: by_method})}
+        for instruction, by_method in results.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
@@ -104,7 +105,8 @@ def tables(results: Results, title: str, width: int) -> list[Table]:
     """Make tables ``width`` characters wide, each of as many instructions as fit."""
     methods = ordered(results)
     label = max(len(method) for method in [*methods, _LABEL]) + _PADDING
-    each = max(1, (width - label - 1) // _COLUMN)
+    column = _COLUMN + _SOUND * _has_quality(results)
+    each = max(1, (width - label - 1) // column)
     names = list(results)
     return [
         _table({name: results[name] for name in names[i : i + each]}, methods, title)
@@ -115,19 +117,26 @@ def tables(results: Results, title: str, width: int) -> list[Table]:
 def _table(results: Results, methods: Sequence[str], title: str) -> Table:
     """Make a table, methods down, instructions across: strict/loose in %, strict's interval."""
     shown = Table(title=title, title_justify="left")
-    shown.add_column(f"strict/loose %\n{_LABEL}", no_wrap=True)
+    label = "strict/loose/sound %" if _has_quality(results) else "strict/loose %"
+    shown.add_column(f"{label}\n{_LABEL}", no_wrap=True)
     for instruction, by_method in results.items():
         chosen = by_method["saif"].parameters if "saif" in by_method else {}
-        settings = f"\nk={chosen['k']} beta={chosen['beta']:g}" if chosen else ""
-        shown.add_column(f"{instruction}{settings}", justify="right", no_wrap=True)
+        settings = " ".join(f"{name}={chosen[name]:g}" for name in ("k", "beta") if name in chosen)
+        shown.add_column(f"{instruction}\n{settings}", justify="right", no_wrap=True)
     for method in methods:
         cells = [_cell(by_method.get(method)) for by_method in results.values()]
         shown.add_row(method, *cells, style="bold" if method == "saif" else None)
     return shown
 
 
+def _has_quality(results: Results) -> bool:
+    return any(row.quality is not None for rows in results.values() for row in rows.values())
+
+
 def _cell(row: ResultRow | None) -> str:
     if row is None:
         return "-"
     low, high = 100 * row.low, 100 * row.high
-    return f"{100 * row.strict:.0f}/{100 * row.loose:.0f} [dim]{low:.0f}-{high:.0f}[/dim]"
+    sound = "" if row.quality is None else f"/{100 * row.quality:.0f}"
+    shares = f"{100 * row.strict:.0f}/{100 * row.loose:.0f}{sound}"
+    return f"{shares} [dim]{low:.0f}-{high:.0f}[/dim]"

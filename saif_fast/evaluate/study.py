@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,27 +27,21 @@ from saif_fast.evaluate.methods import (
     unsteered,
 )
 from saif_fast.evaluate.results import ResultRow
-from saif_fast.evaluate.trials import Choice, Opener, Prompter, Reply, Trial, run, select
-from saif_fast.hf import chat_texts, check_lengths, encode_texts
+from saif_fast.evaluate.subject import Subject, check_prompts
+from saif_fast.evaluate.trials import Choice, Opener, Reply, Trial, run, select
 from saif_fast.identify import (
     ActivationSet,
-    ContrastPairs,
     LatentStatistics,
-    build_pairs,
     collect,
     diff_in_means,
+    pairs_of,
 )
 from saif_fast.identify.activations import encode_pairs
-from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding, centred
-from saif_fast.model_info import ModelInfo, check_sae
-from saif_fast.names import LONGEST_NAME
-from saif_fast.runtime import Runtime, open_runtime
+from saif_fast.model_info import ModelInfo
+from saif_fast.names import set_name
 from saif_fast.sae import SparseAutoencoder
-from saif_fast.tasks import Task, render
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from saif_fast.tasks import Task
 
 SCOPES = ("generated", "all")
 LIVE_EDITS: tuple[EditKind, ...] = ("at_least", "clamp")
@@ -92,48 +82,6 @@ class Search:
         return self.size // len(self.norms)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The subject of a study: a loaded model, its main SAE, and others with methods of their own.
-
-    The random, noise and logit-bias methods are derived from the set chosen with ``sae``.
-
-    Raises:
-        ValueError: an SAE does not fit the model; see :func:`saif_fast.model_info.check_sae`.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    sae: SparseAutoencoder
-    others: Mapping[str, SparseAutoencoder] = field(default_factory=dict)
-    chat: bool | None = None  # apply the chat template; None = if the tokenizer has one
-    allow_mismatch: bool = False  # take SAEs of another model
-
-    def __post_init__(self) -> None:
-        model = ModelInfo.from_config(self.model.config)
-        for sae in (self.sae, *self.others.values()):
-            check_sae(sae, model, allow_mismatch=self.allow_mismatch)
-
-    @property
-    def templated(self) -> bool:
-        """Whether prompts go through the chat template."""
-        return self.tokenizer.chat_template is not None if self.chat is None else self.chat
-
-    @property
-    def prompter(self) -> Prompter:
-        """The function that turns a content and an instruction into the text the model reads."""
-        if not self.templated:
-            return render
-        return lambda content, instruction: chat_texts(
-            self.tokenizer, [render(content, instruction)]
-        )[0]
-
-    def open(self, sets: Mapping[str, LatentSet]) -> Runtime:
-        """Open the Transformers runtime on the loaded model, with the sets in memory."""
-        model: Any = self.model
-        return open_runtime("transformers", model, sets, tokenizer=self.tokenizer)
-
-
 def check_task(
     task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
 ) -> None:
@@ -161,48 +109,16 @@ def check_task(
     check_prompts(task, subject, n_select, n_report)
 
 
-def check_prompts(
-    task: Task, subject: Subject, n_select: int | None = None, n_report: int | None = None
-) -> None:
-    """Raise ValueError where a prompt to be answered is empty or fills the model's context.
-
-    Args:
-        task: the task.
-        subject: the subject of the study.
-        n_select: number of select contents that are used; None = all.
-        n_report: number of report contents that are used; None = all.
-
-    Examples:
-        >>> check_prompts(get_task("french"), subject, n_report=0)
-    """
-    prompts: dict[str, str] = {}
-    for split, contents in (("select", task.select[:n_select]), ("report", task.report[:n_report])):
-        for i, content in enumerate(contents):
-            named = f"task {task.name!r}: {split} content {i} {reprlib.repr(content)}"
-            prompts[named] = subject.prompter(content, None)
-            prompts[f"{named} instructed"] = subject.prompter(content, task.wordings[0].text)
-    ids = encode_texts(subject.tokenizer, list(prompts.values()))
-    context = ModelInfo.from_config(subject.model.config).context
-    check_lengths(ids, context, list(prompts).__getitem__)
-
-
-def pairs_of(task: Task, seed: int = 0) -> ContrastPairs:
-    """Build the pairs of a task: its identify contents with its wordings."""
-    return build_pairs(
-        task.identify,
-        [wording.text for wording in task.wordings],
-        neutral=task.neutral,
-        others=task.others,
-        seed=seed,
-    )
-
-
 def activations_of(task: Task, subject: Subject, seed: int = 0) -> ActivationSet:
     """Collect the activations of the task's pairs at every SAE's layer and at the last one."""
     last = subject.model.config.get_text_config().num_hidden_layers - 1
     layers = {last, subject.sae.layer, *(sae.layer for sae in subject.others.values())}
     return collect(
-        subject.model, subject.tokenizer, pairs_of(task, seed), sorted(layers), chat=subject.chat
+        subject.model,
+        subject.tokenizer,
+        pairs_of(task, seed=seed),
+        sorted(layers),
+        chat=subject.chat,
     )
 
 
@@ -321,16 +237,6 @@ def _other_methods(
             projections(f"project_{name}", activations, sae.layer, half, SCOPES),
         ]
     return methods
-
-
-def set_name(text: str) -> str:
-    """Return a legal set name as near to ``text`` as possible."""
-    legal = re.sub(r"[^A-Za-z0-9_.-]", "_", text)
-    legal = legal if legal[:1].isalnum() else f"set_{legal}"
-    if len(legal) > LONGEST_NAME:  # tell apart texts that begin alike
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        legal = f"{legal[: LONGEST_NAME - 9]}_{digest}"
-    return legal
 
 
 def report(

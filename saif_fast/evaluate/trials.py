@@ -10,11 +10,9 @@ from saif_fast.evaluate.intervals import Accuracy
 from saif_fast.evaluate.methods import Candidate, Method, check_equal_search
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import GenerationRequest, Runtime
-from saif_fast.tasks import Score, Task
+from saif_fast.tasks import Prompter, Score, Task
 from saif_fast.tasks.scorers import score_all
 
-# Turns a content, and an instruction if the prompt is to have one, into the text the model reads.
-Prompter: TypeAlias = Callable[[str, str | None], str]
 # Starts a runtime that can steer with these sets. The caller closes the runtime.
 Opener: TypeAlias = Callable[[Mapping[str, LatentSet]], Runtime]
 
@@ -32,13 +30,24 @@ class Choice(NamedTuple):
 class Trial:
     """One candidate to be run on contents of one task.
 
-    ``label`` names its set, so it must be a legal set name.
+    Attributes:
+        label: names its set, so it must be a legal set name.
+        task: the task, whose scorer judges the replies.
+        candidate: what steers.
+        contents: what it is tried on.
+        max_tokens: number of generated tokens, at most; None = the task's.
     """
 
     label: str
     task: Task
     candidate: Candidate
     contents: Sequence[str]
+    max_tokens: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of generated tokens, at most."""
+        return self.max_tokens or self.task.max_tokens
 
 
 class Reply(NamedTuple):
@@ -51,29 +60,54 @@ class Reply(NamedTuple):
 
 def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[list[Reply]]:
     """Generate all replies in one call of one runtime, and score them: a list per trial."""
-    names: dict[str, str] = {}  # content hash -> name; equal sets are loaded once
     sets: dict[str, LatentSet] = {}
+    names = name_sets(trials, sets)
+    runtime = open_with(sets)
+    try:
+        texts = answer(trials, prompter, runtime, names)
+    finally:
+        runtime.close()
+    return [scored(trial, each) for trial, each in zip(trials, texts, strict=True)]
+
+
+def name_sets(trials: Sequence[Trial], sets: dict[str, LatentSet]) -> dict[str, str]:
+    """Put the trials' sets into ``sets`` by label, equal ones once; return names by hash."""
+    names: dict[str, str] = {}
     for trial in trials:
         latent_set = trial.candidate.latent_set
         if latent_set is not None and latent_set.content_hash not in names:
             names[latent_set.content_hash] = trial.label
             sets[trial.label] = latent_set
+    return names
+
+
+def answer(
+    trials: Sequence[Trial], prompter: Prompter, runtime: Runtime, names: Mapping[str, str]
+) -> list[list[str]]:
+    """Generate all replies in one call of a runtime: a list per trial.
+
+    Args:
+        trials: the candidates and their contents.
+        prompter: turns a content and an instruction into the model's text.
+        runtime: generates; it offers the trials' sets.
+        names: names of the trials' sets, by content hash.
+
+    Examples:
+        >>> texts = answer(trials, subject.prompter, runtime, names)
+        >>> replies = [scored(trial, each) for trial, each in zip(trials, texts)]
+    """
     requests = [
         _request(trial, content, prompter, names) for trial in trials for content in trial.contents
     ]
-    runtime = open_with(sets)
-    try:
-        texts = iter([generation.text for generation in runtime.generate(requests)])
-    finally:
-        runtime.close()
-    replies = []
-    for trial in trials:
-        answered = [(content, next(texts)) for content in trial.contents]
-        scores = score_all(trial.task.scorer, answered)
-        replies.append(
-            [Reply(c, text, score) for (c, text), score in zip(answered, scores, strict=True)]
-        )
-    return replies
+    texts = iter([generation.text for generation in runtime.generate(requests)])
+    return [[next(texts) for _ in trial.contents] for trial in trials]
+
+
+def scored(trial: Trial, texts: Sequence[str]) -> list[Reply]:
+    """Score the replies to a trial's contents."""
+    answers = list(zip(trial.contents, texts, strict=True))
+    scores = score_all(trial.task.scorer, answers)
+    return [Reply(c, text, score) for (c, text), score in zip(answers, scores, strict=True)]
 
 
 def _request(
@@ -89,7 +123,7 @@ def _request(
         saif=saif,
         options=dict(candidate.options),
         logit_bias=None if candidate.logit_bias is None else dict(candidate.logit_bias),
-        max_tokens=trial.task.max_tokens,
+        max_tokens=trial.tokens,
     )
 
 

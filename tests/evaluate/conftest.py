@@ -4,10 +4,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saif_fast import embedded
-from saif_fast.evaluate.study import Subject, activations_of, measure
+from saif_fast.evaluate.study import activations_of, measure
+from saif_fast.evaluate.subject import Subject
 from saif_fast.identify import ActivationSet, LatentStatistics
 from saif_fast.sae import load_sae
-from saif_fast.tasks import Task, get_task
+from saif_fast.tasks import Task
+from saif_fast.tasks.embedded import embedded_task
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="session")
 def french() -> Task:
-    return get_task("french")
+    return embedded_task("french")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def test_results_have_the_documented_form(tmp_path: Path) -> None:
     write_results(ROWS, tmp_path / "new" / "results.json")
     read = json.loads((tmp_path / "new" / "results.json").read_text())
     assert set(read) == {"french"}
-    assert (read["french"]["k"], read["french"]["beta"]) == (3, -1.5)
+    assert read["french"]["saif"]["parameters"] == {"k": 3, "beta": -1.5}
     saif = read["french"]["saif"]
     assert (saif["strict"], saif["loose"], saif["n"]) == (0.5, 0.6, 100)
     assert (saif["low"], saif["high"]) == pytest.approx((0.4038, 0.5962), abs=1e-4)

@@ -13,13 +13,10 @@ from saif_fast.evaluate.study import (
     Subject,
     choose,
     report,
-    set_name,
 )
 from saif_fast.latent_set import LatentSet
-from saif_fast.names import check_name
 from saif_fast.runtime import Runtime
 from saif_fast.tasks import Task
-from saif_fast.tasks.embedded import embedded_task
 
 SMALL = Search(ks=(1, 3, 5, 10), betas=(-1.0, -0.5, 0.0, 0.5, 1.0), norms=(1.0,))
 TUNED = {
@@ -27,16 +24,6 @@ TUNED = {
     *("logit_bias", "logit_bias_full", "logit_bias_no_sae", "logit_bias_no_sae_full"),
     *("saif_middle", "live_middle", "diff_in_means_middle", "project_middle"),
 }
-
-
-@pytest.fixture(scope="module")
-def french() -> Task:
-    return embedded_task("french")
-
-
-@pytest.fixture(scope="module")
-def statistics(subject: Subject, french: Task) -> LatentStatistics:
-    return measure(subject.sae, subject, activations_of(french, subject))
 
 
 @pytest.fixture(scope="module")
@@ -107,25 +94,6 @@ def test_report_runs_on_report_contents_and_wide_biases_on_transformers(
 def test_a_search_that_cannot_be_equal_is_refused(options) -> None:
     with pytest.raises(ValueError, match="at least 20 draws"):
         Search(**options)
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("french", "french"),
-        ("my:task", "my_task"),
-        ("5 words", "5_words"),
-        ("_x", "set__x"),
-        ("", "set_"),
-    ],
-)
-def test_set_names_are_legal(text: str, name: str) -> None:
-    assert set_name(text) == check_name(name)
-
-
-def test_long_set_names_are_legal_and_told_apart() -> None:
-    names = [set_name(f"{'module.' * 10}task:{i}") for i in range(2)]
-    assert [check_name(name) for name in names] == names and names[0] != names[1]
 
 
 def test_studies_are_deterministic(subject: Subject, french: Task, choices) -> None:

@@ -8,7 +8,7 @@ import torch
 from saif_fast.evaluate.methods import Candidate, Method, strengths
 from saif_fast.evaluate.trials import Trial, run, select
 from saif_fast.latent_set import LatentSet
-from saif_fast.runtime import Generation, GenerationRequest, ScoringRequest
+from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 from saif_fast.tasks import Score, Task, Wording, render
 
 
@@ -23,7 +23,7 @@ class ShoutingRuntime:
         self.calls.append(list(requests))
         return [Generation(self._reply(request), []) for request in requests]
 
-    def score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+    def log_probs(self, requests: Sequence[LogProbRequest]) -> list[list[float]]:
         raise AssertionError("a trial scores no text")
 
     def _reply(self, request: GenerationRequest) -> str:

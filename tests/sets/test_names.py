@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saif_fast.names import check_name, completed, is_name, listed, name_of
+from saif_fast.names import check_name, completed, is_name, listed, name_of, set_name
 from saif_fast.request import parse_request
 
 LEGAL = ["a", "2nd", "French_1.5-b", "a" * 64]
@@ -114,3 +114,22 @@ def test_a_list_in_a_message_raises_nothing() -> None:
     assert listed(_Unreadable(), "a") == "the set directory cannot be read (Permission denied)"
     with pytest.raises(ValueError, match=r"available sets: the set directory cannot be read"):
         parse_request({"saif": ""}, available=_Unreadable())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("french", "french"),
+        ("my:task", "my_task"),
+        ("5 words", "5_words"),
+        ("_x", "set__x"),
+        ("", "set_"),
+    ],
+)
+def test_set_names_are_legal(text: str, name: str) -> None:
+    assert set_name(text) == check_name(name)
+
+
+def test_long_set_names_are_legal_and_told_apart() -> None:
+    names = [set_name(f"{'module.' * 10}task:{i}") for i in range(2)]
+    assert [check_name(name) for name in names] == names and names[0] != names[1]
