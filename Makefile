@@ -80,7 +80,8 @@ SERVED := build/serve-demo
 
 $(SERVED)/french.safetensors: | setup
 	@echo "Finding the latents of french in the embedded model"
-	@$(PY) -m saif_fast.cli identify --model embedded --sae embedded --instruction french --auto -o $@ >/dev/null
+	@$(PY) -m saif_fast.cli identify --model embedded --sae embedded --instruction french --auto \
+	  --runtime transformers -o $@ >/dev/null
 
 serve-demo: $(SERVED)/french.safetensors ## Serve the embedded model with a set on PORT (8000); shows how to ask it
 	@printf '%s\n' '' 'When the server says "Application startup complete", in another terminal:' '' \

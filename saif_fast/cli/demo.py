@@ -17,7 +17,8 @@ from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeOption, pick_runtime
 from saif_fast.cli.loading import load_model, names_for, start_runtime, task_for
 from saif_fast.evaluate.results import Results, tables, write_results
-from saif_fast.evaluate.study import Search, Subject, choose, report
+from saif_fast.evaluate.study import Search, choose, report
+from saif_fast.evaluate.subject import Subject
 from saif_fast.evaluate.trials import Choice, Reply
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Runtime

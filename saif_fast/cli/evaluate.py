@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from saif_fast.cli.app import out, say
-from saif_fast.cli.generate import RuntimeName
+from saif_fast.cli.generate import RuntimeOption, pick_runtime
 from saif_fast.cli.loading import (
     ModelOption,
-    SaeOption,
+    SaesOption,
     check_output,
     load_info,
     load_model,
-    start_runtime,
+    load_saes,
+    task_for,
 )
-from saif_fast.evaluate import study
+from saif_fast.cli.track import track_of
 from saif_fast.evaluate.results import tables, write_results
-from saif_fast.latent_set import LatentSet
+from saif_fast.evaluate.study import check_task
+from saif_fast.evaluate.subject import Subject
 from saif_fast.model_info import check_sae
-from saif_fast.references import sae_source
-from saif_fast.runtime import Runtime, find_runtime
-from saif_fast.sae import load_sae
+from saif_fast.names import set_name
+from saif_fast.runtime import find_runtime
+from saif_fast.search import compare, search
+from saif_fast.search.space import WINDOWS, check_windows
 
 
 def evaluate(
     model: ModelOption,
-    sae: SaeOption,
+    sae: SaesOption,
     task: Annotated[
         list[str],
         typer.Option(help="A task's name, PATH.yaml or 'module:attribute'; repeat it."),
@@ -37,19 +39,19 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
     ] = None,
-    also: Annotated[
+    runtime: RuntimeOption = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates per method.")] = 80,
+    window: Annotated[
         list[str] | None,
-        typer.Option(help="Another layer's SAE, for methods there; repeat it."),
-    ] = None,
-    runtime: Annotated[
-        RuntimeName, typer.Option(help="What the reported replies run on.")
-    ] = RuntimeName.transformers,
-    select: Annotated[
-        int | None, typer.Option(min=1, help="Number of select contents; all.")
+        typer.Option(help=f"{', '.join(WINDOWS)}; repeat it.", show_default="generated"),
     ] = None,
     report: Annotated[
         int | None, typer.Option(min=1, help="Number of report contents; all.")
     ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="A directory to resume an interrupted evaluation from.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the pairs and of the searches.")] = 0,
     chat: Annotated[
         bool | None,
         typer.Option("--chat/--no-chat", help="Chat template; used where there is one."),
@@ -58,39 +60,46 @@ def evaluate(
         bool, typer.Option("--allow-mismatch", help="Take an SAE of another model of this shape.")
     ] = False,
 ) -> None:
-    """Compare SAIF with prompting, other vectors, logit biases and chance, by equal searches."""
+    """Compare SAIF with prompting, other vectors, logit biases and chance, each by a search."""
     tasks = {name: task_for(model, name) for name in task}
+    windows = window or ["generated"]
+    check_windows(windows)
     if output is not None:
         check_output(output)
-    find_runtime(runtime.value)  # refuse a missing runtime now, not after the search
-    main, *others = (load_sae(sae_source(each)) for each in (sae, *(also or ())))
+    name = pick_runtime(runtime)
+    find_runtime(name)  # refuse a missing runtime now, not after the search
+    saes = load_saes(sae)
     info = load_info(model)
-    for each in (main, *others):
+    for each in saes:
         each.require_edits()
         check_sae(each, info, allow_mismatch=allow_mismatch)
     loaded, tokenizer = load_model(model)
-    subject = study.Subject(
-        loaded,
-        tokenizer,
-        main,
-        {f"layer{other.layer}": other for other in others},
-        chat=chat,
-        allow_mismatch=allow_mismatch,
-    )
-    search, name = study.Search(), runtime.value
+    subject = Subject.of(loaded, tokenizer, saes, chat=chat, allow_mismatch=allow_mismatch)
     for chosen in tasks.values():
-        study.check_task(chosen, subject, select, report)
-    choices = {}
-    for task_name, chosen in tasks.items():
-        say(f"{task_name}: choosing among {search.size} candidates of every method")
-        choices[task_name] = study.choose(chosen, subject, search, select)
-
-    def open_with(sets: Mapping[str, LatentSet]) -> Runtime:
-        if name == RuntimeName.transformers.value:
-            return subject.open(sets)  # the model is loaded already
-        return start_runtime(name, model, sets)
-
-    results, _ = study.report(choices, tasks, subject, name, open_with, report)
+        check_task(chosen, subject, n_report=report)
+    with track_of(subject, model, name) as track:
+        found = {}
+        for task_name, chosen in tasks.items():
+            say(f"{task_name}: searching {candidates} candidates of every method")
+            found[task_name] = search(
+                chosen,
+                subject,
+                track,
+                size=candidates,
+                windows=windows,
+                controls=True,
+                journal=journal and journal / f"{set_name(task_name)}.jsonl",
+                seed=seed,
+            )
+        say("reporting on contents that no search has seen")
+        results, _ = compare(
+            found,
+            tasks,
+            subject,
+            track,
+            n_report=report,
+            journal=journal and journal / "report.jsonl",
+        )
     for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)
     if output is not None:

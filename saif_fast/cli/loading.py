@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,9 @@ from saif_fast import embedded, text
 from saif_fast.cli.app import quiet
 from saif_fast.model_info import ModelInfo
 from saif_fast.names import completed
-from saif_fast.references import model_source
+from saif_fast.references import model_source, sae_sources
 from saif_fast.runtime import Runtime, Sets, open_runtime
+from saif_fast.sae import SparseAutoencoder, load_sae
 from saif_fast.tasks import Task, embedded_task_names, get_task, is_task, task_names
 from saif_fast.text import Line
 
@@ -32,6 +34,24 @@ SaeOption = Annotated[
         "--sae", help="Directory, RELEASE:ID, 'embedded', 'embedded:middle' or 'smollm2:LAYER'."
     ),
 ]
+SaesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--sae",
+        help="Directory, RELEASE:ID, 'embedded:middle', 'smollm2:LAYER' or 'smollm2'; repeat it.",
+    ),
+]
+
+
+def load_saes(
+    names: Sequence[str], norm_scaling_factor: float | None = None
+) -> list[SparseAutoencoder]:
+    """Load the SAEs that ``--sae`` names; ``smollm2`` stands for all of its layers."""
+    return [
+        load_sae(source, norm_scaling_factor=norm_scaling_factor)
+        for name in names
+        for source in sae_sources(name)
+    ]
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -80,12 +100,12 @@ def _loaded(kind: Any, model: str, **options: Any) -> Any:
         raise ValueError(f"model: {model!r} cannot be loaded: {reason}") from error
 
 
-def start_runtime(name: str, model: str, sets: Sets) -> Runtime:
+def start_runtime(name: str, model: str, sets: Sets, **options: Any) -> Runtime:
     """Start a runtime for the model that ``--model`` names."""
     quiet()
     _no_progress_bars()
     try:
-        return open_runtime(name, embedded.model_source(model), sets)
+        return open_runtime(name, model_source(model), sets, **options)
     # vLLM raises RuntimeError, and so does our plugin for a vLLM that it does not know.
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"runtime {name}: did not start: {error}") from error

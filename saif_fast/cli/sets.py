@@ -12,13 +12,7 @@ import typer
 
 from saif_fast import hf
 from saif_fast.cli.app import out, quiet, say
-from saif_fast.cli.loading import (
-    SaeOption,
-    builtin_contents,
-    load_info,
-    load_model,
-    set_output,
-)
+from saif_fast.cli.loading import SaeOption, load_info, load_model, set_output, tasks_for
 from saif_fast.edits import Edit
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import check_sae

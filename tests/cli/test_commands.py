@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +17,6 @@ from transformers.utils import logging
 from saif_fast import __version__
 from saif_fast.cli.loading import as_task
 from saif_fast.edits import Edit
-from saif_fast.evaluate import study
-from saif_fast.evaluate.study import Search
 from saif_fast.identify import ContrastPairs, build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
@@ -68,17 +67,58 @@ def test_one_wording_is_a_warning_of_one_line(saif, tmp_path: Path) -> None:
     assert LatentSet.load(output).provenance.wordings == ["Answer in French."]
 
 
-def test_auto_chooses_k_and_beta_on_the_select_contents(saif, tmp_path: Path, monkeypatch) -> None:
-    # A search without the values that are taken where nothing is chosen, k = 15 and beta = 0.
-    search = Search(ks=(3, 4), betas=tuple(i / 10 for i in range(1, 11)), norms=(1.0,))
-    monkeypatch.setattr(study, "Search", lambda: search)
+def test_auto_writes_the_best_set_of_a_search_and_records_it(saif, tmp_path: Path) -> None:
     output = tmp_path / "set.safetensors"
-    result = saif("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output)
+    result = saif(
+        *("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output),
+        *("--candidates", "6", "--runtime", "transformers"),
+    )
     assert result.exit_code == 0, result.stderr
-    assert "select contents strictly right" in result.stderr
-    chosen = LatentSet.load(output).provenance
-    assert chosen.k in search.ks and chosen.beta in search.betas
-    assert f"'k': {chosen.k}, 'beta': {chosen.beta}" in result.stderr
+    assert "the best of each method" in result.stdout and "before:" in result.stdout
+    notes = LatentSet.load(output).provenance.notes
+    # Two that need no search, 36 drawn, and up to 3 more around the best of each method.
+    (tried,) = re.findall(r"task french, seed 0, (\d+) candidates, 8 contents", notes["search"])
+    assert 2 + 36 < int(tried) <= 2 + 36 + 18
+    assert re.search(r"\d+/40 follow, \d+ are sound, \d+ both; prompted: 40/40", notes["found"])
+    assert "request" not in notes  # it was found in the window that a plain request has
+
+
+def test_a_set_found_in_another_window_says_how_to_ask_for_it(saif, tmp_path: Path) -> None:
+    output = tmp_path / "set.safetensors"
+    result = saif(
+        *("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output),
+        *("--candidates", "2", "--runtime", "transformers", "--window", "all"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "use it with saif_scope=all" in result.stderr
+    assert LatentSet.load(output).provenance.notes["request"] == "saif_scope=all"
+
+
+def test_a_set_is_tried_before_it_is_written(saif, tmp_path: Path) -> None:
+    output = tmp_path / "set.safetensors"
+    result = saif("identify", *EMBEDDED, "--instruction", "french", "-o", output)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("after:") == 4
+    assert re.search(r"the set follows: follow [1-8]/8, 0/8 without it; sound", result.stderr)
+    harmful = saif(
+        *("identify", *EMBEDDED, "--instruction", "french", "-o", output, "--beta", "40")
+    )
+    assert harmful.exit_code == 0 and output.exists()
+    assert "warning: the set breaks the text: follow 0/8" in harmful.stderr
+    assert "try: another layer's --sae, or --auto" in harmful.stderr
+
+
+def test_of_several_layers_the_one_that_makes_the_replies_likely_is_taken(
+    saif, tmp_path: Path
+) -> None:
+    output = tmp_path / "set.safetensors"
+    result = saif(
+        *("identify", *EMBEDDED, "--sae", "embedded:middle", "--instruction", "french"),
+        *("-o", output),
+    )
+    assert result.exit_code == 0, result.stderr
+    layer = re.search(r"of layers 2, 1, (\d) makes the replies most likely", result.stderr)
+    assert layer is not None and LatentSet.load(output).layers == (int(layer[1]),)
 
 
 def test_an_instructions_negatives_have_sentences_of_another_meaning(
@@ -189,15 +229,23 @@ def test_generate_shows_no_progress_bar(saif, set_dir: Path) -> None:
 
 def test_eval_prints_the_table_and_writes_json(saif, tmp_path: Path) -> None:
     output = tmp_path / "results.json"
-    result = saif(
-        *("eval", *EMBEDDED, "--task", "french", "--select", "4", "--report", "4", "-o", output),
-        *("--also", "embedded:middle"),
+    arguments = (
+        *("eval", *EMBEDDED, "--sae", "embedded:middle", "--task", "french"),
+        *("--candidates", "2", "--report", "4", "--runtime", "transformers", "-o", output),
+        *("--journal", tmp_path / "journal"),
     )
+    result = saif(*arguments)
     assert result.exit_code == 0, result.stderr
     results = json.loads(output.read_text())["french"]
-    assert {"unsteered", "saif", "random", "saif_layer1", "k", "beta"} <= set(results)
-    assert results["saif"]["n"] == 4
+    methods = {"unsteered", "prompted", "saif", "share", "live", "diff_in_means", "project"}
+    assert {*methods, "logit_bias", "random"} == set(results)
+    assert results["saif"]["n"] == 4 and results["saif"]["candidates"] in (2, 3)
+    assert results["prompted"]["strict"] == 1 and results["prompted"]["quality"] > 0.5
     assert "diff_in_means" in result.stdout and "french" in result.stdout
+    # All replies are in the journals, so nothing is generated again.
+    again = saif(*arguments)
+    assert "left" in result.stderr and "left" not in again.stderr
+    assert again.stdout == result.stdout
 
 
 def test_export_prints_an_openai_logit_bias(saif, french: Path) -> None:
@@ -238,7 +286,7 @@ def test_export_clamps_to_what_the_api_takes_and_says_so(saif, french: Path, mon
     ("command", "says"),
     [
         ("identify", ("[default: (15)]", "[default: (0)]", "[default: (post)]")),
-        ("eval", ("[default: transformers]",)),
+        ("eval", ("[default: (generated)]",)),
         ("export", ("the mean over 64 contents",)),
     ],
 )

@@ -45,8 +45,8 @@ def test_the_demo_writes_results_and_ends_with_the_table(tmp_path: Path, runtime
     assert results["french"]["unsteered"]["strict"] == 0.0
     assert results["french"]["saif"]["strict"] >= 0.5
     assert results["french"]["saif"]["runtime"] == runtime
-    assert isinstance(results["french"]["k"], int)
-    assert isinstance(results["french"]["beta"], float)
+    assert isinstance(results["french"]["saif"]["parameters"]["k"], int)
+    assert isinstance(results["french"]["saif"]["parameters"]["beta"], float)
     assert "french" in SetDirectory(output / "sets").names()
     examples = [line for line in done.stdout.splitlines() if " -> " in line]
     assert len(examples) == 3

@@ -165,6 +165,14 @@ def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> 
         ),
         (("identify", *EMBEDDED, "--pairs", "p", "--position", "both"), "--position"),
         (
+            ("identify", *EMBEDDED, "--instruction", "french", "--journal", "j"),
+            "--journal: expected with --auto",
+        ),
+        (
+            ("identify", *EMBEDDED, "--instruction", "french", "--auto", "--window", "some"),
+            "window: expected one of generated, all",
+        ),
+        (
             ("identify", "--model", "missing/model", *EMBEDDED[2:], "--instruction", "french"),
             "model",
         ),

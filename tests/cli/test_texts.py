@@ -159,7 +159,7 @@ def test_eval_checks_every_prompt_before_it_chooses(
     saif, monkeypatch, split: str, options: tuple[str, ...], says: str | None
 ) -> None:
     monkeypatch.setattr(math, "own_task", own_task(split), raising=False)
-    monkeypatch.setattr("saif_fast.evaluate.study.choose", started)
+    monkeypatch.setattr(sys.modules["saif_fast.cli.evaluate"], "track_of", started)
     arguments = ("eval", *EMBEDDED, "--task", "math:own_task", *options)
     if says is None:
         with pytest.raises(AssertionError, match="something was run"):

@@ -1,0 +1,155 @@
+"""``saif identify --auto``: the search, shown as it goes, and what it found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from saif_fast.cli.app import out, say
+from saif_fast.cli.track import track_of
+from saif_fast.evaluate.subject import Subject
+from saif_fast.identify import ContrastPairs
+from saif_fast.latent_set import LatentSet
+from saif_fast.search import ROUNDS, Standing, best_of_methods, search
+from saif_fast.search.race import reply_tokens
+from saif_fast.tasks import Task
+
+N_EXAMPLES = 4
+
+
+def find_set(
+    task: Task,
+    subject: Subject,
+    *,
+    pairs: ContrastPairs,
+    model: str,
+    runtime: str,
+    size: int,
+    windows: Sequence[str],
+    journal: Path | None,
+    seed: int,
+) -> LatentSet:
+    """Search for the set that makes the model follow a task best, and show what was found.
+
+    Args:
+        task: the task.
+        subject: the model and its SAEs.
+        pairs: pairs of the instruction.
+        model: what ``--model`` names, for the runtime.
+        runtime: name of the runtime that tries the candidates.
+        size: candidates per method.
+        windows: names of the windows that are searched.
+        journal: a file for the replies; None = none.
+        seed: seed of every draw.
+
+    Returns:
+        The best set, with the search in its provenance.
+
+    Raises:
+        ValueError: no candidate that is a set makes the model follow.
+
+    Examples:
+        >>> find_set(task, subject, pairs=pairs, model="smollm2", runtime="vllm", size=80,
+        ...          windows=["generated"], journal=None, seed=0)
+    """
+    with track_of(subject, model, runtime) as track:
+        standings = search(
+            task,
+            subject,
+            track,
+            pairs=pairs,
+            size=size,
+            windows=windows,
+            journal=journal,
+            seed=seed,
+        )
+    out.print(table(task, standings))
+    by_method = best_of_methods(standings)
+    plain, asked = by_method["unsteered"], by_method["prompted"]
+    best = next(each for each in standings if each.candidate.latent_set is not None)
+    if best.outcome.score == 0:
+        raise ValueError(
+            f"search: expected a candidate that makes the model follow {task.name!r} in sound "
+            f"text, got none of {len(standings)} (prompted: {_counts(asked)}); nothing is written; "
+            "try another --sae, more --candidates, or a task that the model follows when asked"
+        )
+    replies = {reply.content: reply.text for reply in plain.replies}
+    shown = [(reply.content, replies[reply.content], reply.text) for reply in best.replies]
+    for line in examples(*zip(*shown, strict=True)):
+        out.print(line, highlight=False, soft_wrap=True)
+    say(f"found {_described(best)}: {_counts(best)}")
+    for name, method in (("the prompt", "prompted"), ("a logit bias", "logit_bias")):
+        other = by_method.get(method)
+        if other is not None and other.outcome.score > best.outcome.score:
+            say(f"warning: {name} does better: {_counts(other)}")
+    request = " ".join(f"{key}={value}" for key, value in best.candidate.options.items())
+    if request:
+        say(f"use it with {request}: that is how it was found")
+    latent_set = best.candidate.latent_set
+    assert latent_set is not None
+    notes = {
+        **latent_set.provenance.notes,
+        "search": f"task {task.name}, seed {seed}, {len(standings)} candidates, "
+        + ", ".join(
+            f"{min(each.contents, len(task.select))} contents of "
+            f"{reply_tokens(task, each.max_tokens)} tokens"
+            for each in ROUNDS
+        ),
+        "found": f"{_described(best)}: {_counts(best)}; prompted: {_counts(asked)}",
+        **({"request": request} if request else {}),
+    }
+    provenance = msgspec.structs.replace(latent_set.provenance, notes=notes)
+    return LatentSet(latent_set.sites, latent_set.d_model, latent_set.num_layers, provenance)
+
+
+def table(task: Task, standings: Sequence[Standing]) -> Table:
+    """Make a table of the best candidate of each method, best first."""
+    shown = Table(title=f"{task.name}: the best of each method", title_justify="left")
+    for column in ("method", "of", "follow", "sound", "both", "score", "parameters"):
+        shown.add_column(column, justify="left" if column in ("method", "parameters") else "right")
+    sizes = Counter(standing.method for standing in standings)
+    for method in dict.fromkeys(standing.method for standing in standings):
+        best = next(standing for standing in standings if standing.method == method)
+        outcome = best.outcome
+        shown.add_row(
+            method,
+            str(sizes[method]),
+            _share(best),
+            f"{outcome.sound}/{outcome.n}" if outcome.strict else "-",
+            f"{outcome.both}/{outcome.n}",
+            f"{outcome.score:.2f}",
+            _parameters(best),
+        )
+    return shown
+
+
+def _counts(standing: Standing) -> str:
+    outcome = standing.outcome
+    sound = f", {outcome.sound} are sound, {outcome.both} both" if outcome.strict else ""
+    return f"{_share(standing)} follow{sound}"
+
+
+def _share(standing: Standing) -> str:
+    return f"{standing.outcome.strict}/{standing.outcome.n}"
+
+
+def _parameters(standing: Standing) -> str:
+    return ", ".join(f"{name} {value}" for name, value in standing.candidate.parameters.items())
+
+
+def _described(standing: Standing) -> str:
+    return f"{standing.method} ({_parameters(standing)})"
+
+
+def examples(contents: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
+    """Yield lines that show the first replies without and with a set."""
+    shown = list(zip(contents, before, after, strict=True))[:N_EXAMPLES]
+    for content, plain, steered in shown:
+        yield escape(content)
+        yield f"  [dim]before:[/dim] {escape(' '.join(plain.split()))}"
+        yield f"  [dim]after:[/dim]  {escape(' '.join(steered.split()))}"
