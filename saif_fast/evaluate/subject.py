@@ -23,9 +23,10 @@ _MOST_LAYERS = 12
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of a study: a loaded model, its main SAE, and others with methods of their own.
+    """The subject of a study or a search: a loaded model, its main SAE, and others by name.
 
-    The random, noise and logit-bias methods are derived from the set chosen with ``sae``.
+    A study derives its random, noise and logit-bias methods from the set chosen with ``sae``. A
+    search takes all SAEs alike.
 
     Raises:
         ValueError: an SAE does not fit the model; see :func:`saif_fast.model_info.check_sae`.

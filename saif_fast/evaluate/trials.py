@@ -60,8 +60,7 @@ class Reply(NamedTuple):
 
 def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[list[Reply]]:
     """Generate all replies in one call of one runtime, and score them: a list per trial."""
-    sets: dict[str, LatentSet] = {}
-    names = name_sets(trials, sets)
+    sets, names = sets_of(trials)
     runtime = open_with(sets)
     try:
         texts = answer(trials, prompter, runtime, names)
@@ -70,15 +69,16 @@ def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[
     return [scored(trial, each) for trial, each in zip(trials, texts, strict=True)]
 
 
-def name_sets(trials: Sequence[Trial], sets: dict[str, LatentSet]) -> dict[str, str]:
-    """Put the trials' sets into ``sets`` by label, equal ones once; return names by hash."""
+def sets_of(trials: Sequence[Trial]) -> tuple[dict[str, LatentSet], dict[str, str]]:
+    """Return the trials' sets by label, equal ones once, and these labels by content hash."""
+    sets: dict[str, LatentSet] = {}
     names: dict[str, str] = {}
     for trial in trials:
         latent_set = trial.candidate.latent_set
         if latent_set is not None and latent_set.content_hash not in names:
             names[latent_set.content_hash] = trial.label
             sets[trial.label] = latent_set
-    return names
+    return sets, names
 
 
 def answer(

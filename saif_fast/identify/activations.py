@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ _BATCH_TOKENS = 8192
 
 # Where a pair is read: at the last prompt token (arXiv 2502.11356), or at the replies' tokens.
 Reading = Literal["last", "reply"]
-READINGS: tuple[Reading, ...] = get_args(Reading)
 
 
 @dataclass(frozen=True, eq=False)

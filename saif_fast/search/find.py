@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saif_fast.evaluate.methods import prompted, unsteered
+from saif_fast.evaluate.methods import Candidate, Method, prompted, unsteered
+from saif_fast.evaluate.study import instruction_shift
 from saif_fast.evaluate.subject import Subject
 from saif_fast.hf import chat_texts
 from saif_fast.identify import ContrastPairs, pairs_of
 from saif_fast.identify.activations import collect_readings
-from saif_fast.logit_bias import Unembedding, centred
+from saif_fast.logit_bias import Unembedding
 from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.search.journal import Journal
 from saif_fast.search.race import ROUNDS, Round, Standing, Track, race, reply_tokens
 from saif_fast.search.soundness import YardstickSoundness
-from saif_fast.search.space import Evidence, check_windows, space
+from saif_fast.search.space import Evidence, Grid, Point, check_windows, space
 from saif_fast.tasks import Task
 from saif_fast.tasks.scorers import score_all
 
@@ -89,11 +90,19 @@ def search(
     for sae in evidence.without_latents:
         track.say(f"{sae.name}: no sparse latent rises with the instruction; it is left out")
     grids = space(evidence, windows, controls=controls)
-    points = {grid.name: grid.draw(size, seed) for grid in grids}
+    points: dict[str, list[Point]] = {grid.name: [] for grid in grids}
+    made: dict[str, list[Candidate]] = {grid.name: [] for grid in grids}
+
+    def add(grid: Grid, found: Sequence[Point]) -> None:
+        points[grid.name] += found
+        made[grid.name] += (grid.candidate(evidence, point) for point in found)
 
     def run(rounds: Sequence[Round]) -> list[Standing]:
-        drawn = [grid.method(evidence, points[grid.name]) for grid in grids]
-        return race(task, [unsteered(), prompted(), *drawn], track, soundness, kept, rounds)
+        methods = [Method(name, tuple(candidates)) for name, candidates in made.items()]
+        return race(task, [unsteered(), prompted(), *methods], track, soundness, kept, rounds)
+
+    for grid in grids:
+        add(grid, grid.draw(size, seed))
 
     first = run(rounds[:1])
     for grid in grids:
@@ -102,7 +111,7 @@ def search(
             for standing in first
             if standing.method == grid.name and standing.outcome.loose
         ]
-        points[grid.name] += grid.around(best, points[grid.name], size // 2)
+        add(grid, grid.around(best, points[grid.name], size // 2))
     track.say("around the best of each method:")
     return run(rounds)
 
@@ -172,8 +181,6 @@ def gather(
         subject.layers,
         chat=subject.chat,
     )
-    unembedding, last = Unembedding(subject.model), max(subject.layers)
-    positive, negative, _ = readings["last"].at(last)
     vocabulary = subject.model.config.get_text_config().vocab_size
     wanted = [
         _frequencies([replies[getattr(pair, side)].token_ids for pair in read], vocabulary)
@@ -183,9 +190,9 @@ def gather(
         readings=readings,
         layers=subject.layers,
         saes=subject.saes,
-        unembedding=unembedding,
+        unembedding=Unembedding(subject.model),
         wanted=wanted[0] - wanted[1],
-        shift=centred(unembedding.mean_logits(positive) - unembedding.mean_logits(negative)),
+        shift=instruction_shift(subject, readings["last"]),
         allow_mismatch=subject.allow_mismatch,
     )
 

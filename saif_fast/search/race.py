@@ -9,7 +9,7 @@ from statistics import harmonic_mean
 from typing import NamedTuple
 
 from saif_fast.evaluate.methods import Candidate, Method
-from saif_fast.evaluate.trials import Reply, Trial, answer
+from saif_fast.evaluate.trials import Reply, Trial, answer, sets_of
 from saif_fast.runtime import Runtime
 from saif_fast.search.journal import Journal
 from saif_fast.set_dir import SetDirectory
@@ -102,16 +102,13 @@ class Track:
 
     def run(self, trials: Sequence[Trial], journal: Journal) -> list[list[Reply]]:
         """Answer the trials that the journal does not have, some at a time."""
-        names: dict[str, str] = {}
         todo = [trial for trial in trials if not journal.has_texts(trial)]
         started, done = time.monotonic(), 0
         total = sum(len(trial.contents) for trial in todo)
         for calls in _parts(todo):
-            for trial in calls:
-                latent_set = trial.candidate.latent_set
-                if latent_set is not None and latent_set.content_hash not in names:
-                    names[latent_set.content_hash] = trial.label
-                    latent_set.save(self.sets.path(trial.label))
+            sets, names = sets_of(calls)
+            for label, latent_set in sets.items():
+                latent_set.save(self.sets.path(label))
             texts = answer(calls, self.prompter, self.runtime, names)
             for trial, each in zip(calls, texts, strict=True):
                 journal.add_texts(trial, each)

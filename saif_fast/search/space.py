@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from saif_fast.evaluate.candidates import projection, random_latents, saif_set
-from saif_fast.evaluate.methods import Candidate, Method, log_grid
+from saif_fast.evaluate.methods import Candidate, log_grid
 from saif_fast.identify import ActivationSet, LatentStatistics, diff_in_means
 from saif_fast.identify.activations import Reading
 from saif_fast.identify.rankers import AUROC, CONSISTENCY, MEAN_DIFFERENCE, Ranker, output_score
@@ -139,11 +139,8 @@ class Grid:
         unknown = dict.fromkeys(point for point in around if point not in set(known))
         return list(itertools.islice(unknown, size))
 
-    def method(self, evidence: Evidence, points: Sequence[Point]) -> Method:
-        """Make the method that has these points as its candidates."""
-        return Method(self.name, tuple(self._candidate(evidence, point) for point in points))
-
-    def _candidate(self, evidence: Evidence, point: Point) -> Candidate:
+    def candidate(self, evidence: Evidence, point: Point) -> Candidate:
+        """Make the candidate at a point."""
         values = zip(self.axes.values(), point, strict=True)
         named = dict(zip(self.axes, (axis[i] for axis, i in values), strict=True))
         return self.make(evidence, **named)
@@ -164,8 +161,7 @@ def space(
         ValueError: there is no such window.
 
     Examples:
-        >>> methods = [grid.method(evidence, grid.draw(80, seed=0)) for grid in space(evidence)]
-        >>> [method.name for method in methods]
+        >>> [grid.name for grid in space(evidence)]
         ['diff_in_means', 'project', 'logit_bias', 'saif', 'share', 'live']
     """
     check_windows(windows)

@@ -34,7 +34,10 @@ def evidence(saes: bool = True) -> Evidence:
 def drawn(
     found: Evidence, size: int, seed: int = 0, windows: tuple[str, ...] = ("generated",)
 ) -> list[Method]:
-    return [grid.method(found, grid.draw(size, seed)) for grid in space(found, windows)]
+    return [
+        Method(grid.name, tuple(grid.candidate(found, point) for point in grid.draw(size, seed)))
+        for grid in space(found, windows)
+    ]
 
 
 def test_every_method_gets_an_equal_search_drawn_from_its_whole_grid() -> None:
@@ -118,7 +121,7 @@ def test_controls_are_random_latents_of_the_same_number_and_strength() -> None:
     found = evidence()
     (random,) = (grid for grid in space(found, controls=True) if grid.name == "random")
     (saif,) = (grid for grid in space(found) if grid.name == "saif")
-    for candidate in random.method(found, random.draw(8, seed=0)).candidates:
+    for candidate in (random.candidate(found, point) for point in random.draw(8, seed=0)):
         (tensors,) = candidate.latent_set.sites  # type: ignore[union-attr]
         assert 1 <= len(tensors.site.latents) <= int(candidate.parameters["k"])
     assert len(random.draw(10**6, 0)) == 20 / 4 * len(saif.draw(10**6, 0))
