@@ -43,6 +43,7 @@ def test_every_op_is_compiled() -> None:
     assert {case.op for case in cases()} >= set(OPS)
 
 
+@pytest.mark.extended  # compiles several kernels
 def test_each_of_these_defects_is_found() -> None:
     file = Path(__file__).parent / "bad_kernels.py"
     functions = ("sound_rows", "narrow_rows", "sound_product", "widened_product", "spilling_rows")

@@ -108,7 +108,6 @@ def test_a_feature_that_would_steer_wrongly(
     assert f"{feature}: expected off in an engine that steers, got on" in served.log
 
 
-@pytest.mark.smoke
 def test_an_import_that_fails_in_the_engines_processes(set_dir: Path) -> None:
     env = {"SAIF_TEST_SABOTAGE": "import_fails_in_the_engine"}
     served = run(Job(model_path(), set_dir=set_dir, site=["sabotage"], env=env, one_process=False))
