@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import Tensor
 from saif_fast import set_file
 from saif_fast.edits import Edit
 from saif_fast.records import Latent, Provenance, SaeReference, Site
-from saif_fast.set_file import FORMAT_VERSION, SetHeader
+from saif_fast.set_file import SetHeader
+from saif_fast.windows import WINDOW_KEYS, parse_window
 from saif_kernels import LatentEdits
 
 if TYPE_CHECKING:
@@ -53,15 +54,19 @@ class SiteTensors:
 class LatentSet:
     """Latents, edits and vectors at one or more layers: immutable, identified by their hash.
 
+    ``defaults`` are ``saif_scope``, ``saif_start``, ``saif_stop`` and ``saif_decay`` of requests
+    that give none of them.
+
     Raises:
         ValueError: a tensor does not fit, a value is not finite, a layer is given twice or out of
-            range, or the set contains nothing.
+            range, the set contains nothing, or its defaults are no window.
     """
 
     sites: tuple[SiteTensors, ...]
     d_model: int
     num_layers: int
     provenance: Provenance = field(default_factory=lambda: Provenance(method="made"))
+    defaults: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = [tensors.site.layer for tensors in self.sites]
@@ -69,6 +74,12 @@ class LatentSet:
             raise ValueError(f"sites: expected distinct layers in ascending order, got {layers}")
         for tensors in self.sites:
             self._check_site(tensors)
+        unknown = sorted(set(self.defaults) - set(WINDOW_KEYS))
+        if unknown:
+            raise ValueError(
+                f"defaults: expected keys among {', '.join(WINDOW_KEYS)}, got {unknown[0]!r}"
+            )
+        parse_window(self.defaults)
 
     def _check_site(self, tensors: SiteTensors) -> None:
         layer, k = tensors.site.layer, len(tensors.site.latents)
@@ -286,7 +297,7 @@ class LatentSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over all that steers: shapes, layers, edits, rows, vectors; not provenance."""
+        """sha256 over all that steers: shapes, layers, edits, rows, defaults; not provenance."""
         digest = hashlib.sha256()
         for tensors in self.sites:
             site = tensors.site
@@ -298,18 +309,21 @@ class LatentSet:
             for name, tensor in tensors.named().items():
                 digest.update(name.encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
+        if self.defaults:
+            digest.update(msgspec.json.encode(dict(self.defaults), order="deterministic"))
         return digest.hexdigest()
 
     @cached_property
     def header(self) -> SetHeader:
         """The header of the set's file."""
         return SetHeader(
-            format=FORMAT_VERSION,
+            format=2 if self.defaults else 1,
             content_hash=self.content_hash,
             d_model=self.d_model,
             num_layers=self.num_layers,
             sites=[tensors.site for tensors in self.sites],
             provenance=self.provenance,
+            defaults=dict(self.defaults),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -353,7 +367,9 @@ class LatentSet:
             SiteTensors(site=site, **tensors)
             for site, tensors in zip(header.sites, fields, strict=True)
         ]
-        loaded = cls(tuple(sites), header.d_model, header.num_layers, header.provenance)
+        loaded = cls(
+            tuple(sites), header.d_model, header.num_layers, header.provenance, header.defaults
+        )
         if loaded.content_hash != header.content_hash:
             raise ValueError("content does not match its hash; the file is damaged or was edited")
         return loaded

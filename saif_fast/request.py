@@ -14,20 +14,15 @@ import torch
 from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_STRENGTH
 from saif_fast.names import NAME_PATTERN, listed
-from saif_kernels import OPEN_STOP, Window, largest_norm
+from saif_fast.values import NUMBER, plain, quoted
+from saif_fast.windows import WINDOW_KEYS, parse_window
+from saif_kernels import Window, largest_norm
 
-REQUEST_KEYS = ("saif", "saif_scope", "saif_start", "saif_stop", "saif_decay")
-SCOPES = ("generated", "prompt", "all")
-# The scope "prompt". The last prompt token, generated index 0, belongs to it as well.
-PROMPT_ONLY = Window(prompt=True, start=0, stop=1)
-MAX_DECAY = 1000.0  # far beyond every useful one, far within the tables' fp32
+REQUEST_KEYS = ("saif", *WINDOW_KEYS)
 _LEAST_STRENGTH = 2.0**-126  # fp32's least normal number; a device may flush lesser ones to 0
 _TERM_LENGTH = 128  # characters of a name, a strength and what is around them, at most
 
-# ASCII only: Python's own float() also reads "1_000", " 1" and digits of other scripts.
-_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-_STRENGTH = re.compile(_NUMBER)
-_DECAY = re.compile(rf"({_NUMBER})(?: *, *({_NUMBER}))?")
+_STRENGTH = re.compile(NUMBER)
 # A strength is whatever stands behind the "*", so that a message can say what it should be. A plus
 # sign at its beginning or in its exponent belongs to it; every other plus begins a new term.
 _TERM = re.compile(
@@ -49,6 +44,7 @@ class SteeringRequest(msgspec.Struct, frozen=True):
     sets: tuple[tuple[str, float], ...]
     window: Window = Window()
     scope: str = "generated"  # as given: two scopes can have the same window
+    says_window: bool = True  # else the sets' own one counts: see :func:`with_defaults`
 
 
 def parse_request(
@@ -72,6 +68,8 @@ def parse_request(
     ``saif_stop``   int > start, in generated tokens            first one no longer steered
     ``saif_decay``  omega, or "omega,power"; 0 to 1000          1 / (1 + omega * t) ** power
     =============== =========================================== ==================================
+
+    A request with none of the last four keys leaves the window to its sets: :func:`with_defaults`.
 
     Args:
         extra_args: the request's free dictionary, vLLM's ``extra_args``.
@@ -102,24 +100,45 @@ def parse_request(
             f"{sorted(given)[0]!r} was given without 'saif'; available sets: {listed(available)}"
         )
     sets = _parse_sets(given["saif"], available, max_strength, max_sets)
-    scope, window = _parse_window(given)
-    return SteeringRequest(sets, window, scope)
+    scope, window = parse_window(given)
+    return SteeringRequest(sets, window, scope, says_window=len(given) > 1)
 
 
-def plain(value: object) -> object:
-    """Return ``value`` as exactly a str, an int or a float if its type derives from one.
+def with_defaults(
+    request: SteeringRequest, defaults: Mapping[str, Mapping[str, str | int | float]]
+) -> SteeringRequest:
+    """Return the request with the window of its sets, if it says none itself.
 
-    numpy's float64 and str_, and members of enums, pass every check, but cannot be sent to an
-    engine.
+    Args:
+        request: a parsed request.
+        defaults: those of the sets that it names, by name.
+
+    Raises:
+        ValueError: two of its sets have different windows.
+
+    Examples:
+        >>> asked = parse_request({"saif": "french"}, available=["french"])
+        >>> with_defaults(asked, {"french": {"saif_stop": 8}}).window.stop
+        8
     """
-    # str(value) would not do: a subclass may override it, as enums do.
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    return value
+    if request.says_window:
+        return request
+    (first, *others) = (name for name, _ in request.sets)
+    chosen = parse_window(defaults[first])
+    for other in others:
+        if parse_window(defaults[other]) != chosen:
+            raise ValueError(
+                "saif_scope: expected a request to say which tokens are steered "
+                f"({', '.join(WINDOW_KEYS)}), because its sets say different things, "
+                f"{_said(first, defaults)} and {_said(other, defaults)}"
+            )
+    scope, window = chosen
+    return SteeringRequest(request.sets, window, scope)
+
+
+def _said(name: str, defaults: Mapping[str, Mapping[str, str | int | float]]) -> str:
+    given = " ".join(f"{key}={value}" for key, value in defaults[name].items())
+    return f"{name!r} {given or 'saif_scope=generated'}"
 
 
 def check_keys(extra_args: Mapping[str, object] | None) -> None:
@@ -269,60 +288,3 @@ def _strength(name: str, text: str, max_strength: float, available: Collection[s
             f"{name!r}, got {quoted(text)}; available sets: {listed(available)}"
         )
     return check_strength(name, value, max_strength)
-
-
-def _parse_window(given: Mapping[str, object]) -> tuple[str, Window]:
-    """Return the scope as given, and the window that it makes with the other keys."""
-    scope = given.get("saif_scope", "generated")
-    if not isinstance(scope, str) or scope not in SCOPES:
-        raise ValueError(f"saif_scope: expected one of {', '.join(SCOPES)}, got {quoted(scope)}")
-    if scope == "prompt":
-        beside = sorted(set(given) - {"saif", "saif_scope"})
-        if beside:
-            raise ValueError(
-                f"{beside[0]}: expected none with saif_scope 'prompt', "
-                "since it counts generated tokens"
-            )
-        return scope, PROMPT_ONLY
-    start = _tokens(given, "saif_start", 0, 0)
-    stop = _tokens(given, "saif_stop", OPEN_STOP, start + 1)
-    omega, power = _decay(given.get("saif_decay", 0.0))
-    return scope, Window(prompt=scope == "all", start=start, stop=stop, omega=omega, power=power)
-
-
-def _tokens(given: Mapping[str, object], key: str, default: int, least: int) -> int:
-    value = given.get(key, default)
-    if isinstance(value, float) and value.is_integer():  # JSON has one number type
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= OPEN_STOP:
-        raise ValueError(
-            f"{key}: expected an integer >= {least} in generated tokens, got {quoted(value)}"
-        )
-    return value
-
-
-def _decay(value: object) -> tuple[float, float]:
-    numbers: list[float] = []
-    if isinstance(value, str) and len(value) <= _TERM_LENGTH and (match := _DECAY.fullmatch(value)):
-        numbers = [float(number) for number in match.groups() if number is not None]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        numbers = [value]
-    if not numbers or not all(0 <= number <= MAX_DECAY for number in numbers):
-        raise ValueError(
-            f"saif_decay: expected omega or 'omega,power', each from 0 to {MAX_DECAY:g}, "
-            f"got {quoted(value)}"
-        )
-    omega, power = (*numbers, Window().power)[:2]
-    return float(omega), float(power)
-
-
-def quoted(value: object) -> str:
-    """Return ``value`` as an error message shows it: short, however long or deep it is."""
-    value = plain(value)
-    if isinstance(value, str | bytes):
-        return f"{value[:60]!r}…" if len(value) > 60 else repr(value)
-    if isinstance(value, int) and value.bit_length() > 64:
-        return "an integer of more than 64 bits"
-    if value is None or isinstance(value, int | float):
-        return repr(value)
-    return f"a value of type {type(value).__name__}"[:100]

@@ -18,7 +18,8 @@ from torch import Tensor
 from saif_fast.names import check_file_name
 from saif_fast.records import Provenance, Site
 
-FORMAT_VERSION = 1
+# 2 has ``defaults``. A set without them is written as 1, which older readers know.
+FORMAT_VERSION = 2
 _METADATA_KEY = "saif_latent_set"
 FIELDS = ("W_enc", "b_enc", "threshold", "W_dec")  # tensors of a site; named LAYER.FIELD
 OPTIONAL_FIELD = "vector"
@@ -30,7 +31,7 @@ _INCOMPLETE = "not a complete safetensors file"
 Identity: TypeAlias = tuple[int, int, int, int]
 
 
-class SetHeader(msgspec.Struct, frozen=True):
+class SetHeader(msgspec.Struct, frozen=True, omit_defaults=True):
     """The JSON in a file's metadata: all that is known of a set without its tensors."""
 
     format: int
@@ -39,6 +40,7 @@ class SetHeader(msgspec.Struct, frozen=True):
     num_layers: int
     sites: list[Site]
     provenance: Provenance
+    defaults: dict[str, str | int | float] = {}
 
     @property
     def n_live(self) -> dict[int, int]:

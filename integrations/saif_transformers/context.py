@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saif_fast.latent_set import LatentSet
 from saif_fast.names import listed
-from saif_fast.request import SteeringRequest, check_strength, parse_request
+from saif_fast.request import SteeringRequest, check_strength, parse_request, with_defaults
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.hooks import SteeringHooks
 
@@ -65,8 +65,12 @@ def steer(
     rows = parsed if isinstance(parsed, list) else [parsed]
     used = {name for request in rows if request is not None for name, _ in request.sets}
     loaded = {name: load_set(sets, name) for name in names if name in used}
+    defaults = {name: each.defaults for name, each in loaded.items()}
+    resolved = [each and with_defaults(each, defaults) for each in rows]
     hooks = SteeringHooks(model, loaded)
-    tracker = _PromptTracker(model, hooks, parsed, prompt_lens)
+    tracker = _PromptTracker(
+        model, hooks, resolved if isinstance(parsed, list) else resolved[0], prompt_lens
+    )
     with hooks.attached(), tracker.attached():
         yield
 

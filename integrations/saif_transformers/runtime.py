@@ -22,7 +22,7 @@ from saif_fast.hf import (
 from saif_fast.latent_set import LatentSet
 from saif_fast.model_info import ModelInfo
 from saif_fast.quality.capability import CapabilityCost
-from saif_fast.request import SteeringRequest, check_reached, parse_request
+from saif_fast.request import SteeringRequest, check_reached, parse_request, with_defaults
 from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
 from saif_fast.set_dir import SetDirectory
 from saif_transformers.context import load_set
@@ -227,7 +227,9 @@ class TransformersRuntime:
         steering = [parse_request(request.extra_args, available=names) for request in requests]
         used = {name for request in steering if request is not None for name, _ in request.sets}
         loaded = {name: load_set(self._sets, name) for name in names if name in used}
-        return steering, SteeringHooks(self._model, loaded)
+        defaults = {name: each.defaults for name, each in loaded.items()}
+        resolved = [each and with_defaults(each, defaults) for each in steering]
+        return resolved, SteeringHooks(self._model, loaded)
 
     def _logits(
         self,

@@ -15,9 +15,9 @@ from saif_fast.request import (
     check_length,
     check_reached,
     parse_request,
-    plain,
-    quoted,
+    with_defaults,
 )
+from saif_fast.values import plain, quoted
 from saif_kernels import Window
 from saif_vllm.catalog import Lookup, Offered, SetCatalog
 from saif_vllm.config import SteeringConfig
@@ -78,6 +78,7 @@ def parse_extra_args(
         return None if capture < 0 else Parsed((), Window(), capture)
     sets = tuple((lookup[name], strength) for name, strength in asked.sets)
     latent_sets = {offered.name: offered.latent_set for offered, _ in sets}
+    asked = with_defaults(asked, {name: each.defaults for name, each in latent_sets.items()})
     check_combination(latent_sets)
     check_length(
         ((offered.latent_set, strength) for offered, strength in sets), catalog.model.dtype

@@ -29,10 +29,11 @@ class VllmRuntime:
     Args:
         model: a directory or a hub name.
         sets: the sets that a request may name.
+        cpu_threads: OpenMP threads of an engine on a CPU, bound to no core; None = one per core but
+            one. ``OMP_NUM_THREADS`` and ``VLLM_CPU_OMP_THREADS_BIND`` in the environment win.
         options: for ``saif_vllm.engine_args`` and ``vllm.LLM``. By default nothing is compiled,
             because a tiny model is served before a compiler is done, and on a CPU the KV cache is
-            1 GiB. There the engine gets one OpenMP thread per core but one, bound to none, unless
-            the environment sets ``OMP_NUM_THREADS`` or ``VLLM_CPU_OMP_THREADS_BIND``.
+            1 GiB.
 
     Raises:
         ValueError: a set does not fit the model.
@@ -42,6 +43,8 @@ class VllmRuntime:
         self,
         model: str | Path,
         sets: SetDirectory | Mapping[str, LatentSet],
+        *,
+        cpu_threads: int | None = None,
         **options: Any,
     ) -> None:
         from vllm import LLM
@@ -66,7 +69,7 @@ class VllmRuntime:
             ours = engine_args(sets.root, **steering)
             ours["additional_config"] |= options.get("additional_config", {})
             options |= ours
-        with _cpu_threads() if current_platform.is_cpu() else nullcontext():
+        with _cpu_threads(cpu_threads) if current_platform.is_cpu() else nullcontext():
             self._llm = LLM(str(model), **options)
         self._tokenizer = self._llm.get_tokenizer()
 
@@ -146,7 +149,7 @@ class VllmRuntime:
 
 
 @contextmanager
-def _cpu_threads() -> Iterator[None]:
+def _cpu_threads(threads: int | None) -> Iterator[None]:
     """Choose the OpenMP threads of an engine that starts inside, where the user has not.
 
     By default vLLM binds a thread to each core. The engine's core and the front end then run on
@@ -157,7 +160,7 @@ def _cpu_threads() -> Iterator[None]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
     chosen = {
-        "OMP_NUM_THREADS": str(max(1, cores - 1)),
+        "OMP_NUM_THREADS": str(threads or max(1, cores - 1)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     ours = {name: value for name, value in chosen.items() if name not in os.environ}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -87,9 +88,6 @@ def find_set(
         other = by_method.get(method)
         if other is not None and other.outcome.score > best.outcome.score:
             say(f"warning: {name} does better: {_counts(other)}")
-    request = " ".join(f"{key}={value}" for key, value in best.candidate.options.items())
-    if request:
-        say(f"use it with {request}: that is how it was found")
     latent_set = best.candidate.latent_set
     assert latent_set is not None
     notes = {
@@ -101,10 +99,9 @@ def find_set(
             for each in ROUNDS
         ),
         "found": f"{_described(best)}: {_counts(best)}; prompted: {_counts(asked)}",
-        **({"request": request} if request else {}),
     }
     provenance = msgspec.structs.replace(latent_set.provenance, notes=notes)
-    return LatentSet(latent_set.sites, latent_set.d_model, latent_set.num_layers, provenance)
+    return replace(latent_set, provenance=provenance)
 
 
 def table(task: Task, standings: Sequence[Standing]) -> Table:

@@ -43,7 +43,7 @@ def evaluate(
     candidates: Annotated[int, typer.Option(min=1, help="Candidates per method.")] = 80,
     window: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(WINDOWS)}; repeat it.", show_default="generated"),
+        typer.Option(help=f"{', '.join(WINDOWS)}; repeat it.", show_default="all of them"),
     ] = None,
     report: Annotated[
         int | None, typer.Option(min=1, help="Number of report contents; all.")
@@ -62,7 +62,7 @@ def evaluate(
 ) -> None:
     """Compare SAIF with prompting, other vectors, logit biases and chance, each by a search."""
     tasks = {name: task_for(model, name) for name in task}
-    windows = window or ["generated"]
+    windows = window or tuple(WINDOWS)
     check_windows(windows)
     if output is not None:
         check_output(output)

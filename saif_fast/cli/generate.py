@@ -20,10 +20,11 @@ from saif_fast.cli.loading import (
     read_lines,
     start_runtime,
 )
-from saif_fast.model_info import ModelInfo
-from saif_fast.request import SCOPES, check_reached, parse_request
+from saif_fast.request import check_reached, parse_request, with_defaults
 from saif_fast.runtime import GenerationRequest, installed_runtimes
 from saif_fast.set_dir import SetDirectory, reading
+from saif_fast.set_file import SetHeader
+from saif_fast.windows import SCOPES
 
 
 class RuntimeName(StrEnum):
@@ -75,13 +76,16 @@ def generate(
     # Parsed before anything is loaded, because an engine takes a minute to start.
     asked = options if saif is None else {"saif": saif, **options}
     steering = parse_request(asked, available=sets.names())
+    headers = {name: _header(sets, name) for name, _ in (() if steering is None else steering.sets)}
     if steering is not None:
-        check_reached(steering.window, max_tokens)
+        defaults = {name: header.defaults for name, header in headers.items()}
+        check_reached(with_defaults(steering, defaults).window, max_tokens)
     lines = read_lines(prompts, "--prompts")
     texts = [line.text for line in lines]
     info = load_info(model)
-    for used, _ in () if steering is None else steering.sets:
-        _check_set(sets, used, info)
+    for used, header in headers.items():
+        with reading(used):
+            header.check_model(info.d_model, info.num_layers)
     name, tokenizer = pick_runtime(runtime), load_tokenizer(model)
     templated = tokenizer.chat_template is not None if chat is None else chat
     rendered = hf.chat_texts(tokenizer, texts) if templated else texts
@@ -111,9 +115,9 @@ def generate(
             typer.echo(reply)
 
 
-def _check_set(sets: SetDirectory, name: str, model: ModelInfo) -> None:
+def _header(sets: SetDirectory, name: str) -> SetHeader:
     with reading(name):
-        sets.header(name).check_model(model.d_model, model.num_layers)
+        return sets.header(name)
 
 
 def _comparison(texts: list[str], replies: list[str], saif: str) -> Table:

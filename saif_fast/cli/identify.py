@@ -94,7 +94,7 @@ def identify(
     window: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"With --auto: {', '.join(WINDOWS)}; repeat it.", show_default="generated"
+            help=f"With --auto: {', '.join(WINDOWS)}; repeat it.", show_default="all of them"
         ),
     ] = None,
     runtime: Annotated[
@@ -142,8 +142,8 @@ def identify(
             given["contents"] = [line.text for line in read_lines(contents, "--contents")]
             if auto and named is not None:
                 _check_disjoint(given["contents"], named)
-        if auto:
-            given["max_pairs"] = N_PAIRS
+        if auto and named is not None:
+            given |= {"wordings": named.main_wordings, "max_pairs": N_PAIRS}
         contrast = build_pairs(position=(position or Position.post).value, seed=seed, **given)
     output = set_output(output)
     saes = load_saes(sae, norm_scaling_factor)
@@ -167,7 +167,7 @@ def identify(
             model=model,
             runtime=name,
             size=candidates or 80,
-            windows=window or ["generated"],
+            windows=window or tuple(WINDOWS),
             journal=journal,
             seed=seed,
         )

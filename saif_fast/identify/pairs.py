@@ -115,11 +115,27 @@ def build_pairs(
     return ContrastPairs(tuple(pairs), tuple(wordings), position, seed, negatives)
 
 
-def pairs_of(task: Task, *, max_pairs: int | None = 256, seed: int = 0) -> ContrastPairs:
-    """Build pairs of a task's identify contents and wordings, as :func:`build_pairs`."""
+def pairs_of(
+    task: Task,
+    wordings: Sequence[str] | None = None,
+    *,
+    max_pairs: int | None = 256,
+    seed: int = 0,
+) -> ContrastPairs:
+    """Build pairs of a task's identify contents, as :func:`build_pairs`.
+
+    Args:
+        task: the task.
+        wordings: some of its wordings; None = all.
+        max_pairs: as in :func:`build_pairs`.
+        seed: as in :func:`build_pairs`.
+
+    Examples:
+        >>> pairs = pairs_of(get_task("french"), seed=1)
+    """
     return build_pairs(
         task.identify,
-        [wording.text for wording in task.wordings],
+        [wording.text for wording in task.wordings] if wordings is None else wordings,
         neutral=task.neutral,
         others=task.others,
         max_pairs=max_pairs,

@@ -49,20 +49,20 @@ class ReplyQuality(msgspec.Struct, frozen=True):
         distinct: as in :class:`~saif_fast.quality.repetition.Repetition`.
         loop: as in :class:`~saif_fast.quality.repetition.Repetition`.
         fluency: nats per token; None = not asked, because the reply repeats itself.
-        topic: nats per token; None = not asked, because the reply repeats itself.
-        failed: the criteria that the reply does not meet.
+        topic: nats per token; None = not asked, because the reply repeats itself or is not fluent.
+        failed: the first criterion that the reply does not meet; None = it meets all.
     """
 
     distinct: float
     loop: float
     fluency: float | None
     topic: float | None
-    failed: tuple[str, ...]
+    failed: str | None
 
     @property
     def sound(self) -> bool:
         """Whether the reply meets every criterion."""
-        return not self.failed
+        return self.failed is None
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -175,51 +175,64 @@ class Yardstick:
                 f"replies: expected {_LEAST_REPLIES} or more of the unsteered model that do not "
                 f"repeat themselves, got {len(sound)} of {len(texts)}"
             )
-        means = yardstick._means(runtime, sound, own=False)
+        drawn = [yardstick._others(answer.content) for answer in sound]
+        after = [
+            np.array(yardstick._means(runtime, sound, other)) for other in zip(*drawn, strict=True)
+        ]
         plain = [repeat.distinct for repeat in repeats[: len(contents)]]
         repeated = 1.0 - float(np.quantile(plain, 0.05))
         yardstick.thresholds = Thresholds(
             distinct=float(np.clip(1.0 - 2.0 * repeated, 0.5, 0.8)),
             loop=MAX_LOOP,
-            fluency=float(np.median(means[:, 0])),
-            topic=float(np.quantile(means[:, 0] - means[:, 1], 0.95)),
+            fluency=float(np.median(after[0])),
+            topic=float(np.quantile(after[0] - after[1], 0.95)),
         )
         return yardstick
 
     def measure(self, runtime: Runtime, answers: Sequence[Answer]) -> list[ReplyQuality]:
-        """Measure replies, in order; those that repeat themselves cost the engine nothing."""
+        """Measure replies, in order; what fails a criterion costs the engine nothing more."""
         least = self.thresholds
         repeats = [repetition(answer.text) for answer in answers]
-        kept = [not least.repeated(repeat) for repeat in repeats]
-        means = self._means(runtime, list(itertools.compress(answers, kept)), own=True)
-        measured = iter(means.tolist())
+        own = [
+            None if least.repeated(repeat) else answer.content
+            for answer, repeat in zip(answers, repeats, strict=True)
+        ]
+        fluency = self._means(runtime, answers, own)
+        other = [
+            None if value is None or value < least.fluency else self._others(answer.content)[0]
+            for answer, value in zip(answers, fluency, strict=True)
+        ]
+        after_other = self._means(runtime, answers, other)
         judged = []
-        for (distinct, loop), asked in zip(repeats, kept, strict=True):
-            if not asked:
-                judged.append(ReplyQuality(distinct, loop, None, None, ("repetition",)))
-                continue
-            fluency, after_other = next(measured)
-            topic = fluency - after_other
-            failed = []
-            if fluency < least.fluency:
-                failed.append("fluency")
-            if topic < least.topic:
-                failed.append("topic")
-            judged.append(ReplyQuality(distinct, loop, fluency, topic, tuple(failed)))
+        for (distinct, loop), mean, unlike in zip(repeats, fluency, after_other, strict=True):
+            topic = None if mean is None or unlike is None else mean - unlike
+            if mean is None:
+                failed = "repetition"
+            elif topic is None:
+                failed = "fluency"
+            else:
+                failed = "topic" if topic < least.topic else ""
+            judged.append(ReplyQuality(distinct, loop, mean, topic, failed or None))
         return judged
 
-    def _means(self, runtime: Runtime, answers: Sequence[Answer], *, own: bool) -> np.ndarray:
-        """Return mean log-probabilities of each reply after two contents: [replies, 2].
+    def _others(self, content: str) -> list[str]:
+        """Draw two other contents, always the same ones, whatever else is judged."""
+        others = [other for other in self._contents if other != content]
+        return random.Random(f"{self._seed}:{content}").sample(others, 2)
 
-        They are its own content and another, or two others.
+    def _means(
+        self, runtime: Runtime, answers: Sequence[Answer], contents: Sequence[str | None]
+    ) -> list[float | None]:
+        """Return the mean log-probability of each answer's text as a reply to one of ``contents``.
+
+        An answer without a content is not asked for.
         """
-        requests = []
-        for content, text, instruction in answers:
-            others = [other for other in self._contents if other != content]
-            # Always the same, whatever else is judged.
-            drawn = random.Random(f"{self._seed}:{content}").sample(others, 2)
-            for after in (content, drawn[0]) if own else drawn:
-                prompt = self._prompter(after, instruction)
-                requests.append(LogProbRequest(prompt=prompt, continuation=text))
-        scores = runtime.log_probs(requests) if requests else []
-        return np.array([np.mean(row) for row in scores]).reshape(-1, 2)
+        requests = [
+            LogProbRequest(
+                prompt=self._prompter(content, answer.instruction), continuation=answer.text
+            )
+            for answer, content in zip(answers, contents, strict=True)
+            if content is not None
+        ]
+        scores = iter(runtime.log_probs(requests) if requests else [])
+        return [None if content is None else float(np.mean(next(scores))) for content in contents]

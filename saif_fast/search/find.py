@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from saif_fast.runtime import Generation, GenerationRequest
 from saif_fast.search.journal import Journal
 from saif_fast.search.race import ROUNDS, Round, Standing, Track, race, reply_tokens
 from saif_fast.search.soundness import YardstickSoundness
-from saif_fast.search.space import Evidence, Grid, Point, check_windows, space
+from saif_fast.search.space import WINDOWS, Evidence, Grid, Point, check_windows, space
 from saif_fast.tasks import Task
 from saif_fast.tasks.scorers import score_all
 
@@ -29,6 +30,7 @@ N_PAIRS = 96
 REPLY_TOKENS = 32  # of the replies to pairs, unless the task needs more
 # Fewer replies that follow the instruction than this, and those that do not are read as well.
 _LEAST_REPLIES = 8
+_BEST = 3  # points of a method around which more are tried
 
 
 def search(
@@ -38,7 +40,7 @@ def search(
     *,
     pairs: ContrastPairs | None = None,
     size: int = 80,
-    windows: Sequence[str] = ("generated",),
+    windows: Sequence[str] = tuple(WINDOWS),
     controls: bool = False,
     rounds: Sequence[Round] = ROUNDS,
     journal: Path | None = None,
@@ -50,9 +52,9 @@ def search(
         task: the task; its identify and select contents are used, never those to report on.
         subject: the model and its SAEs.
         track: what the candidates run on. Its engine must hook ``subject.layers``.
-        pairs: pairs of the instruction; None = of the task's identify contents and wordings.
-        size: candidates per method that are drawn from its grid; around the best of them half as
-            many are tried again, of a method of which any follows.
+        pairs: pairs of the instruction; None = of the task's identify contents and main wordings.
+        size: candidates per method. Half of them are drawn from its whole grid. The others lie
+            around its best ones, in two turns, or are drawn too where none follows.
         windows: which tokens are steered; see :func:`saif_fast.search.space.space`.
         controls: search random latents too.
         rounds: the rounds of the race.
@@ -73,7 +75,9 @@ def search(
         >>> best.candidate.latent_set.save("sets/french.safetensors")
     """
     check_windows(windows)
-    pairs = pairs_of(task, max_pairs=N_PAIRS, seed=seed) if pairs is None else pairs
+    pairs = (
+        pairs_of(task, task.main_wordings, max_pairs=N_PAIRS, seed=seed) if pairs is None else pairs
+    )
     settings = {
         **settings_of([task], subject, track),
         "pairs": pairs.data_hash,
@@ -101,18 +105,20 @@ def search(
         methods = [Method(name, tuple(candidates)) for name, candidates in made.items()]
         return race(task, [unsteered(), prompted(), *methods], track, soundness, kept, rounds)
 
-    for grid in grids:
-        add(grid, grid.draw(size, seed))
-
-    first = run(rounds[:1])
-    for grid in grids:
-        best = [
-            points[grid.name][standing.index]
-            for standing in first
-            if standing.method == grid.name and standing.outcome.loose
-        ]
-        add(grid, grid.around(best, points[grid.name], size // 2))
-    track.say("around the best of each method:")
+    turns = [size - 2 * (size // 4), size // 4, size // 4]
+    for turn, n_new in enumerate(turns):
+        # Ranked anew each turn; what was answered before is in the journal.
+        standings = run(rounds[:1]) if turn else []
+        for grid in grids:
+            best = [
+                points[grid.name][each.index]
+                for each in standings
+                if each.method == grid.name and each.outcome.loose
+            ]
+            known = points[grid.name]
+            new = grid.around(best[:_BEST], known, n_new, seed)
+            drawn = (point for point in grid.draw(size, seed) if point not in {*known, *new})
+            add(grid, [*new, *itertools.islice(drawn, n_new - len(new))])
     return run(rounds)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -21,15 +22,18 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding, largest
 from saif_fast.sae import SparseAutoencoder
 
-# Which tokens are steered: the request's options, by a name for tables.
+# Which tokens a set steers unless a request says otherwise, by a name for tables. Most replies go
+# on as they began: a set that steers the beginning alone does least harm to the rest.
 WINDOWS: Mapping[str, Mapping[str, str | int]] = {
     "generated": {},
+    "decaying": {"saif_decay": "0.05"},
+    "first 4": {"saif_stop": 4},
     "all": {"saif_scope": "all"},
-    "first 8": {"saif_stop": 8},
     "all, decaying": {"saif_scope": "all", "saif_decay": "0.05"},
+    "all, first 2": {"saif_scope": "all", "saif_stop": 2},
 }
-_STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-_MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0)
+_STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_MULTIPLES = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _KS = (1, 3, 5, 10, 15, 30, 60)
 _LIVE = ("clamp", "at_least", "add@gated", "clamp@gated")
 _BIASES = log_grid(0.5, 50.0, 12)
@@ -111,7 +115,7 @@ class Grid:
     Attributes:
         name: the method's.
         make: makes a candidate of the evidence and a value of each axis, by name.
-        axes: values by name; those of a number ascend.
+        axes: values by name; numbers ascend.
     """
 
     name: str
@@ -119,25 +123,46 @@ class Grid:
     axes: Mapping[str, Sequence[Any]]
 
     def draw(self, size: int, seed: int) -> list[Point]:
-        """Draw ``size`` points without replacement, or all of a smaller grid, in its order."""
-        points = list(itertools.product(*(range(len(values)) for values in self.axes.values())))
-        chosen = random.Random(f"{self.name} {seed}").sample(points, min(size, len(points)))
-        return sorted(chosen)
+        """Draw ``size`` points without replacement, or all of a smaller grid, in its order.
+
+        Each value of an axis is drawn equally often (a Latin hypercube), as far as points differ.
+        """
+        lengths = [len(values) for values in self.axes.values()]
+        if size >= math.prod(lengths):
+            return list(itertools.product(*map(range, lengths)))
+        chance = random.Random(f"{self.name} {seed}")
+        found: set[Point] = set()
+        while len(found) < size:
+            columns = [_evenly(length, size, chance) for length in lengths]
+            found.update(itertools.islice(zip(*columns, strict=True), size - len(found)))
+        return sorted(found)
 
     def neighbours(self, point: Point) -> list[Point]:
-        """Return the points that are one step away along one axis."""
+        """Return the points that differ in one axis: of numbers by one step, of others anyhow."""
         found = []
         for axis, values in enumerate(self.axes.values()):
-            for step in (-1, 1):
-                if 0 <= point[axis] + step < len(values):
-                    found.append((*point[:axis], point[axis] + step, *point[axis + 1 :]))
+            at = point[axis]
+            ordered = all(isinstance(value, int | float) for value in values)
+            others = (at - 1, at + 1) if ordered else range(len(values))
+            for i in others:
+                if 0 <= i < len(values) and i != at:
+                    found.append((*point[:axis], i, *point[axis + 1 :]))
         return found
 
-    def around(self, best: Sequence[Point], known: Sequence[Point], size: int) -> list[Point]:
-        """Return up to ``size`` unknown neighbours of the best points, the best one's first."""
-        around = (neighbour for point in best for neighbour in self.neighbours(point))
-        unknown = dict.fromkeys(point for point in around if point not in set(known))
-        return list(itertools.islice(unknown, size))
+    def around(
+        self, best: Sequence[Point], known: Sequence[Point], size: int, seed: int
+    ) -> list[Point]:
+        """Return up to ``size`` unknown neighbours of points, from each in turn."""
+        chance = random.Random(f"{self.name} {seed} {len(known)}")
+        seen, found = set(known), list[Point]()
+        rest = [self.neighbours(point) for point in best]
+        for neighbours in rest:
+            chance.shuffle(neighbours)
+        for neighbour in itertools.chain(*itertools.zip_longest(*rest)):
+            if len(found) < size and neighbour is not None and neighbour not in seen:
+                seen.add(neighbour)
+                found.append(neighbour)
+        return found
 
     def candidate(self, evidence: Evidence, point: Point) -> Candidate:
         """Make the candidate at a point."""
@@ -147,14 +172,13 @@ class Grid:
 
 
 def space(
-    evidence: Evidence, windows: Sequence[str] = ("generated",), *, controls: bool = False
+    evidence: Evidence, windows: Sequence[str] = tuple(WINDOWS), *, controls: bool = False
 ) -> list[Grid]:
     """Return the grid of every method.
 
     Args:
         evidence: what is known of the instruction.
-        windows: names of the windows, from :data:`WINDOWS`. A set that is found with another one
-            than ``generated`` works only in requests that ask for that window.
+        windows: names of the windows, from :data:`WINDOWS`.
         controls: add ``random``, random latents with the same search as the others.
 
     Raises:
@@ -277,7 +301,12 @@ def _logit_bias(evidence: Evidence, source: str, tokens: int, largest_bias: floa
 
 def _steered(latent_set: LatentSet, window: str, **parameters: int | float | str) -> Candidate:
     return Candidate(
-        latent_set=latent_set,
-        options=WINDOWS[window],
+        latent_set=replace(latent_set, defaults=WINDOWS[window]),
         parameters={**parameters, "window": window},
     )
+
+
+def _evenly(length: int, size: int, chance: random.Random) -> list[int]:
+    """Return ``size`` indices below ``length``, each as often as the others, in random order."""
+    rounds = (chance.sample(range(length), length) for _ in range(-(-size // length)))
+    return list(itertools.islice(itertools.chain(*rounds), size))

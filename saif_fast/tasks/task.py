@@ -58,6 +58,17 @@ class Task:
                     )
                 owner[content] = split
 
+    @property
+    def main_wordings(self) -> tuple[str, ...]:
+        """The texts of the wordings in the language of the first one; of all if it is alone in it.
+
+        A small model answers in the language of the wording, and follows wordings of another one
+        than the content's less often.
+        """
+        language = self.wordings[0].language
+        found = tuple(each.text for each in self.wordings if each.language == language)
+        return found if len(found) > 1 else tuple(each.text for each in self.wordings)
+
     def contents(self, split: Split) -> tuple[str, ...]:
         """Return the contents of a split; ValueError if there is no such split."""
         if split not in SPLITS:

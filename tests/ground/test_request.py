@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saif_fast.request import (
-    MAX_DECAY,
     REQUEST_KEYS,
     check_keys,
     check_reached,
     parse_request,
-    plain,
-    quoted,
+    with_defaults,
 )
+from saif_fast.values import plain, quoted
+from saif_fast.windows import MAX_DECAY
 from saif_kernels import OPEN_STOP, Window
 
 AVAILABLE = ["formal", "french", "g-1.x", "table", "v2e"]
@@ -349,3 +349,37 @@ def test_keys_need_not_be_strings() -> None:
 def test_a_misspelt_key_beside_nothing_else_is_refused_too() -> None:
     with pytest.raises(ValueError, match="unknown steering argument 'siaf'"):
         parse(siaf="french")
+
+
+DEFAULTS = {"french": {"saif_stop": 8}, "formal": {}, "table": {"saif_stop": 8, "saif_start": 0}}
+
+
+def _window(**asked: object) -> Window:
+    request = parse_request(asked, available=AVAILABLE)
+    assert request is not None
+    return with_defaults(request, DEFAULTS).window
+
+
+def test_a_silent_request_has_its_sets_window() -> None:
+    assert _window(saif="french*2") == Window(stop=8)
+    assert _window(saif="formal") == Window()
+    assert _window(saif="french + table") == Window(stop=8)  # the same, said in other words
+
+
+@pytest.mark.parametrize(
+    ("keys", "window"),
+    [
+        ({"saif_scope": "generated"}, Window()),
+        ({"saif_start": 2}, Window(start=2)),
+        ({"saif_decay": 0}, Window()),
+        ({"saif_scope": "all"}, Window(prompt=True)),
+    ],
+    ids=str,
+)
+def test_a_request_that_says_a_window_has_all_of_it(keys: dict[str, Any], window: Window) -> None:
+    assert _window(saif="french + formal", **keys) == window
+
+
+def test_sets_with_different_windows_need_a_request_that_says_one() -> None:
+    with pytest.raises(ValueError, match=r"'french' saif_stop=8 and 'formal' saif_scope=generated"):
+        _window(saif="french + formal")

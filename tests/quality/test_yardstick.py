@@ -96,34 +96,36 @@ def test_two_contents_are_too_few() -> None:
 
 
 CASES = {
-    "sound": (Answer(CONTENTS[0], own("rain")), ()),
+    "sound": (Answer(CONTENTS[0], own("rain")), None),
     "in the language asked for": (
         Answer(CONTENTS[0], "rain is an old thing oui that many people like", "In French."),
-        (),
+        None,
     ),
-    "loop": (Answer(CONTENTS[0], "rain is la la la la la la"), ("repetition",)),
+    "loop": (Answer(CONTENTS[0], "rain is la la la la la la"), "repetition"),
     "few words over and over": (
         Answer(CONTENTS[0], "rain is old rain is old much rain is old rain is old very much"),
-        ("repetition",),
+        "repetition",
     ),
-    "empty": (Answer(CONTENTS[0], " "), ("repetition",)),
-    "another content's": (Answer(CONTENTS[0], own("bread")), ("topic",)),
+    "empty": (Answer(CONTENTS[0], " "), "repetition"),
+    "another content's": (Answer(CONTENTS[0], own("bread")), "topic"),
     "no words of a language": (
         Answer(CONTENTS[0], "rain xq wvk is zzu old gthp that pqr"),
-        ("fluency",),
+        "fluency",
     ),
-    "noise": (Answer(CONTENTS[0], "xq wvk zzu gthp pqr"), ("fluency", "topic")),
+    "noise": (Answer(CONTENTS[0], "xq wvk zzu gthp pqr"), "fluency"),
 }
 
 
 @pytest.mark.parametrize("answer, failed", CASES.values(), ids=CASES)
 def test_each_criterion_fails_what_it_is_for(
-    yardstick: Yardstick, runtime: ToyRuntime, answer: Answer, failed: tuple[str, ...]
+    yardstick: Yardstick, runtime: ToyRuntime, answer: Answer, failed: str | None
 ) -> None:
     (got,) = yardstick.measure(runtime, [answer])
     assert got.failed == failed
-    assert got.sound == (not failed)
-    assert (got.fluency is None) == (got.topic is None) == ("repetition" in failed)
+    assert got.sound == (failed is None)
+    assert (got.fluency is None) == (failed == "repetition")
+    # A reply that is not fluent costs no second question.
+    assert (got.topic is None) == (failed in ("repetition", "fluency"))
 
 
 def test_fluency_and_topic_are_means_over_the_reply(
@@ -140,6 +142,6 @@ def test_a_judgement_does_not_depend_on_its_neighbours(
 ) -> None:
     answers = [answer for answer, _ in CASES.values()]
     together = yardstick.measure(runtime, answers)
-    assert runtime.calls == 1, "one call scores all"
+    assert runtime.calls == 2, "one call per criterion"
     assert together == [yardstick.measure(runtime, [answer])[0] for answer in answers]
     assert yardstick.measure(runtime, []) == []

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import pytest
 import torch
 from random_model import tiny_model, tiny_sae, tiny_tokenizer
@@ -71,10 +74,13 @@ def test_a_search_is_the_same_each_time_and_another_with_another_seed() -> None:
     assert hashes(0) == hashes(0) != hashes(1)
 
 
-def test_a_set_works_in_a_plain_request_unless_other_windows_are_searched() -> None:
-    for method in drawn(evidence(), 8):
+def test_a_window_is_the_sets_own_so_that_a_plain_request_has_it() -> None:
+    for method in drawn(evidence(), 12, windows=tuple(WINDOWS)):
         assert all(candidate.options == {} for candidate in method.candidates)
-    with pytest.raises(ValueError, match=r"window: expected one of generated, all, .* got 'some'"):
+        if method.name != "logit_bias":
+            own = [candidate.latent_set.defaults for candidate in method.candidates]  # type: ignore[union-attr]
+            assert all(own.count(window) == 2 for window in WINDOWS.values())
+    with pytest.raises(ValueError, match=r"window: expected one of generated, .* got 'some'"):
         space(evidence(), windows=["some"])
 
 
@@ -92,7 +98,7 @@ def test_a_candidate_is_what_its_parameters_say() -> None:
         alone = diff_in_means(found.readings[at["reading"]], int(at["layer"]))  # type: ignore[index]
         expected = alone.edits_at(int(at["layer"])).vector * float(at["strength"])
         torch.testing.assert_close(vector.edits_at(int(at["layer"])).vector, expected)
-        assert candidate.options == WINDOWS[str(at["window"])] and candidate.strength == 1.0
+        assert vector.defaults == WINDOWS[str(at["window"])] and candidate.strength == 1.0
     for candidate in by_name["live"].candidates:
         (tensors,) = candidate.latent_set.sites  # type: ignore[union-attr]
         kinds = {str(latent.edit).partition(":")[0] for latent in tensors.site.latents}
@@ -110,11 +116,28 @@ def test_a_bias_has_its_peak_and_its_number_of_tokens() -> None:
         assert len(candidate.logit_bias) == min(int(candidate.parameters["tokens"]), 46)
 
 
-def test_what_lies_around_the_best_points_is_one_step_away_and_new() -> None:
+def test_each_value_is_drawn_equally_often() -> None:
+    grid = Grid("m", lambda found, **values: None, {"a": "xyz", "b": range(10), "c": range(50)})
+    points = grid.draw(30, seed=0)
+    assert len(set(points)) == 30 and points == sorted(points)
+    for axis, each in ((0, 10), (1, 3)):
+        counts = Counter(point[axis] for point in points)
+        # A point that was drawn twice is replaced by another one.
+        assert all(abs(count - each) <= 1 for count in counts.values())
+    assert grid.draw(10**6, seed=0) == list(itertools.product(range(3), range(10), range(50)))
+
+
+def test_what_lies_around_the_best_points_differs_in_one_axis_and_is_new() -> None:
     grid = Grid("m", lambda found, **values: None, {"a": "xyz", "b": range(4)})
-    assert grid.neighbours((1, 0)) == [(0, 0), (2, 0), (1, 1)]
-    assert grid.around([(1, 0), (2, 3)], [(1, 0), (0, 0)], 3) == [(2, 0), (1, 1), (1, 3)]
-    assert grid.around([], [(1, 0)], 3) == []
+    assert grid.neighbours((1, 0)) == [(0, 0), (2, 0), (1, 1)]  # any letter, the next number
+    known = [(1, 0), (0, 0)]
+    assert set(grid.around([(1, 0), (2, 3)], known, 9, 0)) == {
+        *((2, 0), (1, 1)),
+        *((0, 3), (1, 3), (2, 2)),
+    }
+    first, second = grid.around([(1, 0), (2, 3)], known, 2, 0)  # from each in turn
+    assert first in grid.neighbours((1, 0)) and second in grid.neighbours((2, 3))
+    assert grid.around([], [(1, 0)], 3, 0) == []
 
 
 def test_controls_are_random_latents_of_the_same_number_and_strength() -> None:

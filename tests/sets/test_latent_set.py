@@ -86,9 +86,34 @@ def test_hash_covers_what_steers_and_nothing_else() -> None:
     other_layer = LatentSet((site(0, ["clamp:3"], vector=True), base.sites[1]), D_MODEL, 4)
     other_edit = LatentSet((base.sites[0], site(3, ["add:2.5", *EDITS[1:]])), D_MODEL, 4)
     other_row = LatentSet((base.sites[0], site(3, EDITS, seed=1)), D_MODEL, 4)
+    other_window = LatentSet(base.sites, D_MODEL, 4, defaults={"saif_stop": 8})
     assert other_story.content_hash == base.content_hash
-    hashes = {s.content_hash for s in (base, other_layer, other_edit, other_row)}
-    assert len(hashes) == 4
+    hashes = {s.content_hash for s in (base, other_layer, other_edit, other_row, other_window)}
+    assert len(hashes) == 5
+
+
+def test_a_window_of_its_own_is_kept_in_the_file(tmp_path: Path) -> None:
+    base = example()
+    made = LatentSet(base.sites, D_MODEL, 4, defaults={"saif_scope": "all", "saif_decay": "0.05"})
+    loaded = LatentSet.load(made.save(tmp_path / "windowed.safetensors"))
+    assert loaded.defaults == made.defaults and loaded.content_hash == made.content_hash
+    assert (loaded.header.format, base.header.format) == (2, 1)  # older readers know the other one
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"saif": "other"}, "defaults: expected keys among saif_scope, .*, got 'saif'"),
+        ({"saif_stop": 0}, "saif_stop: expected an integer >= 1"),
+        ({"saif_scope": "prompt", "saif_stop": 2}, "saif_stop: expected none with saif_scope"),
+    ],
+    ids=["key", "value", "pair"],
+)
+def test_defaults_that_no_request_could_say_are_refused(
+    defaults: dict[str, str | int | float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatentSet(example().sites, D_MODEL, 4, defaults=defaults)
 
 
 def test_compiling_folds_constants_and_keeps_the_rest() -> None:
@@ -151,7 +176,7 @@ def test_describe_names_every_latent_and_the_source() -> None:
         (lambda p: p.write_bytes(b""), "not a complete safetensors file"),
         (lambda p: p.write_bytes(pickle.dumps({"a": 1})), "not a complete safetensors file"),
         (lambda p: safetensors.torch.save_file({"a": torch.ones(1)}, p), "not a latent set"),
-        (lambda p: rewrite(p, format=FORMAT_VERSION + 1), "format 2 is newer .* upgrade"),
+        (lambda p: rewrite(p, format=99), "format 99 is newer .* upgrade"),
         (lambda p: rewrite(p, sites=[]), "unexpected tensors"),
         (lambda p: rewrite(p, d_model="8"), r"Expected `int`, got `str` - at `\$.d_model`"),
         (lambda p: rewrite(p, d_model=9), "expected .*9"),

@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from saif_fast.names import listed
-from saif_fast.request import REQUEST_KEYS, check_keys, quoted
+from saif_fast.request import REQUEST_KEYS, check_keys
+from saif_fast.values import quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.frontend.metrics import count_refusal, update_token_metrics
 from saif_vllm.parsing import PROMPT_LOGPROBS, check_scope, parse_extra_args

@@ -9,7 +9,8 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from saif_fast.request import check_keys, plain, quoted
+from saif_fast.request import check_keys
+from saif_fast.values import plain, quoted
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.frontend.metrics import count_refusal
 from saif_vllm.parsing import PROMPT_LOGPROBS, Parsed, check_scope, parse_extra_args
