@@ -27,10 +27,10 @@ from saif_fast.sae import SparseAutoencoder
 WINDOWS: Mapping[str, Mapping[str, str | int]] = {
     "generated": {},
     "decaying": {"saif_decay": "0.05"},
+    "decaying fast": {"saif_decay": "0.1"},
     "first 4": {"saif_stop": 4},
-    "all": {"saif_scope": "all"},
-    "all, decaying": {"saif_scope": "all", "saif_decay": "0.05"},
     "all, first 2": {"saif_scope": "all", "saif_stop": 2},
+    "all, decaying fast": {"saif_scope": "all", "saif_decay": "0.1"},
 }
 _STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _MULTIPLES = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)

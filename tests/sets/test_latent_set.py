@@ -21,7 +21,6 @@ from saif_fast.latent_set import (
     SiteTensors,
 )
 from saif_fast.request import check_combination
-from saif_fast.set_file import FORMAT_VERSION
 
 D_MODEL = 8
 KEY = "saif_latent_set"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from offered import catalog
+from offered import catalog, vector
 
+from saif_kernels import Window
 from saif_vllm.catalog import SetCatalog
 from saif_vllm.parsing import check_scope, parse_extra_args
 
@@ -105,3 +107,21 @@ def test_a_row_that_is_not_there_is_refused(value: object, tmp_path: Path) -> No
     assert asked is not None and asked.capture == 3 and not asked.sets
     with pytest.raises(ValueError, match="saif_capture: expected an integer from 0 to 3"):
         parse_extra_args({"saif_capture": value}, offered)
+
+
+def test_a_set_brings_its_window_to_a_request_that_says_none(tmp_path: Path) -> None:
+    replace(vector(1.0), defaults={"saif_scope": "all", "saif_stop": 4}).save(
+        tmp_path / "a.safetensors"
+    )
+    vector(2.0).save(tmp_path / "b.safetensors")
+    offered = catalog(tmp_path)
+
+    def window(**asked: Any) -> Window:
+        parsed = parse_extra_args(asked, offered)
+        assert parsed is not None
+        return parsed.window
+
+    assert window(saif="a*2") == Window(prompt=True, stop=4)
+    assert window(saif="a", saif_scope="generated") == Window() == window(saif="b")
+    with pytest.raises(ValueError, match="'a' saif_scope=all saif_stop=4 and 'b' saif_scope=gen"):
+        window(saif="a + b")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ REQUESTS = (
         options={"saif_stop": 5, "saif_decay": 0.1},
         max_tokens=9,
     ),
+    GenerationRequest(prompt=PROMPT, saif="windowed", max_tokens=16),
     GenerationRequest(prompt=PROMPT, logit_bias={40: 30.0, 41: -200.0}, max_tokens=8),
 )
 TEXTS = (
@@ -38,6 +40,7 @@ TEXTS = (
 )
 SERVE = """
 import sys
+from dataclasses import replace
 import msgspec
 from saif_fast.runtime import GenerationRequest, LogProbRequest, open_runtime
 from saif_fast.set_dir import SetDirectory
@@ -47,6 +50,7 @@ if __name__ == "__main__":
     directory = SetDirectory(sys.argv[2])
     # A mapping: what is steered with need not be on disk.
     sets = {name: directory.load(name) for name in ("add_last", "clamp_middle")}
+    sets["windowed"] = replace(sets["clamp_middle"], defaults={"saif_stop": 3})
     runtime = open_runtime("vllm", sys.argv[1], sets, max_model_len=512, dtype="float32")
     generated = runtime.generate(requests)
     texts = msgspec.json.decode(sys.argv[4], type=list[LogProbRequest])
@@ -54,7 +58,7 @@ if __name__ == "__main__":
     for serve, expected in (
         (
             lambda: runtime.generate([GenerationRequest(prompt="a", saif="french")]),
-            "available sets: add_last, clamp_middle",
+            "available sets: add_last, clamp_middle, windowed",
         ),
         (
             lambda: runtime.log_probs([texts[0], LogProbRequest(prompt="a", continuation="")]),
@@ -101,9 +105,13 @@ def test_vllm_generates_and_scores_as_transformers_does(
     generated, scored = json.loads(line.removeprefix("RESULT "))
     got = msgspec.convert(generated, list[Generation])
 
-    reference = open_runtime("transformers", model_path(), sets, dtype="float32")
+    windowed = replace(sets["clamp_middle"], defaults={"saif_stop": 3})
+    offered = {**sets, "windowed": windowed}
+    reference = open_runtime("transformers", model_path(), offered, dtype="float32")
     assert got == reference.generate(REQUESTS)
     assert len({tuple(generation.token_ids) for generation in got}) == len(REQUESTS)
+    said = msgspec.structs.replace(REQUESTS[3], saif="clamp_middle", options={"saif_stop": 3})
+    assert reference.generate([said]) == [got[3]], "a set's window is as if the request said it"
     for request, row, expected in zip(TEXTS, scored, reference.log_probs(TEXTS), strict=True):
         assert row == pytest.approx(expected, abs=2e-3), request  # fp32; sums in another order
     assert scored[0] != pytest.approx(scored[2], abs=0.1), "the set steered nothing"
