@@ -17,6 +17,10 @@ _SPLITS = {
     "report": "contents that no search has seen",
     "select": "contents, those that the candidates were chosen on",
 }
+_SOUND = (
+    " It is sound if it is fluent, on the topic and does not repeat itself. The score is the "
+    "harmonic mean of both shares."
+)
 
 
 def title_of(document: ResultsDocument) -> str:
@@ -30,7 +34,7 @@ def lead_of(document: ResultsDocument) -> Html:
     where = f"{run.runtime} on {run.machine.gpu or run.machine.cpu}, {run.date[:10]}"
     saes = f"{len(run.saes)} SAE{'s' * (len(run.saes) != 1)}"
     tasks = f"{len(document.tasks)} task{'s' * (len(document.tasks) != 1)}"
-    return tag("p", f"{tasks}, {saes}, {where}. Intervals are Wilson's, 95 %.", class_="faint")
+    return tag("p", f"{tasks}, {saes}, {where}. Intervals are Wilson's, 95\u00a0%.", class_="faint")
 
 
 def sections_of(document: ResultsDocument) -> list[Section]:
@@ -54,8 +58,7 @@ def _task(name: str, task: TaskResults) -> Section:
         tag("h3", "Results"),
         _note(
             f"{n} {_SPLITS[task.contents]}, replies of {task.max_tokens} tokens at most. A reply "
-            "follows if it does all that was asked. It is sound if it is fluent, on the topic and "
-            "does not repeat itself. The score is the harmonic mean of both shares."
+            f"follows if it does all that was asked.{'' if plane is None else _SOUND}"
         ),
         results_table(task.rows, verdict.best),
         "" if plane is None else _plane(plane, task),
@@ -216,8 +219,9 @@ def _marks(reply: ShownReply) -> list[Html]:
 
 def _origin(run: Run) -> Html:
     rounds = "; ".join(
-        f"{each.contents} contents of {each.max_tokens} tokens, the best {each.keep} kept"
-        for each in run.rounds
+        f"{each.contents} contents of {each.max_tokens} tokens"
+        + (f", after which the best {each.keep} and each method's best went on" if more else "")
+        for each, more in zip(run.rounds, [*run.rounds[1:], None], strict=True)
     )
     facts = {
         "model": f"{run.model}, {run.num_layers} layers of width {run.d_model}",

@@ -101,7 +101,8 @@ def judge(task: TaskResults) -> Verdict:
     bias = best_of(rows, [method for method in rows if _is(method, _BIASES)])
     if bias is not None:
         relation = _compared(own, rows[bias])
-        told.append(f"{_BIAS[relation]}: {counts(rows[bias])}.")
+        does = "does" if success(rows[bias]) >= success(own) else "may do"
+        told.append(f"A logit bias {_BIAS[relation].format(does=does)}: {counts(rows[bias])}.")
         kind = {"better": kind, "even": _worse(kind, "even"), "worse": "bad"}[relation]
         headline = "A logit bias does better." if relation == "worse" else headline
     chance = best_of(rows, [method for method in rows if _is(method, _CHANCE)])
@@ -115,9 +116,9 @@ def judge(task: TaskResults) -> Verdict:
 
 _Relation = Literal["better", "even", "worse"]
 _BIAS: Mapping[_Relation, str] = {
-    "better": "A logit bias does less",
-    "even": "A logit bias may do as well, and costs nothing",
-    "worse": "A logit bias does better, and costs nothing",
+    "better": "does less",
+    "even": "{does} as well, and costs nothing",
+    "worse": "does better, and costs nothing",
 }
 _RANDOM: Mapping[_Relation, str] = {
     "better": "Random latents or noise, searched alike, do less",

@@ -45,6 +45,8 @@ def test_a_logit_bias_that_may_do_as_well_makes_steering_no_clear_success() -> N
     found = verdict(project=row(60, 71, 48), logit_bias=row(50, 80, 44))
     assert (found.kind, found.headline) == ("even", "Steering reaches the prompt.")
     assert "A logit bias may do as well, and costs nothing: 50/100 follow" in str(found)
+    found = verdict(project=row(60, 71, 48), logit_bias=row(60, 80, 48))
+    assert "A logit bias does as well, and costs nothing: 60/100 follow" in str(found)
 
 
 def test_no_steering_that_follows_and_none_at_all() -> None:
