@@ -75,7 +75,7 @@ def run_of(
         candidates=candidates,
         seconds=round(seconds, 1),
         windows=list(windows),
-        rounds=[SearchRound(*each) for each in rounds],
+        rounds=[SearchRound(*each[:3]) for each in rounds],
     )
 
 
