@@ -7,6 +7,7 @@ from saif_fast.cli.demo import demo
 from saif_fast.cli.evaluate import evaluate
 from saif_fast.cli.generate import generate
 from saif_fast.cli.identify import identify
+from saif_fast.cli.report import report
 from saif_fast.cli.sets import export, inspect, make
 from saif_fast.cli.tasks import tasks
 
@@ -17,6 +18,7 @@ app.command()(make)
 app.command()(inspect)
 app.command()(generate)
 app.command("eval")(evaluate)
+app.command()(report)
 app.command()(export)
 app.command()(demo)
 app.command()(tasks)

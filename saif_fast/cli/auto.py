@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,11 +14,14 @@ from rich.table import Table
 
 from saif_fast.cli.app import out, say
 from saif_fast.cli.track import track_of
+from saif_fast.evaluate.document import ResultsDocument, write_results
+from saif_fast.evaluate.record import run_of
 from saif_fast.evaluate.subject import Subject
 from saif_fast.identify import ContrastPairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.search import ROUNDS, Standing, best_of_methods, search
 from saif_fast.search.race import reply_tokens
+from saif_fast.search.record import chosen
 from saif_fast.tasks import Task
 
 N_EXAMPLES = 4
@@ -34,6 +38,7 @@ def find_set(
     windows: Sequence[str],
     journal: Path | None,
     seed: int,
+    results: Path | None = None,
 ) -> LatentSet:
     """Search for the set that makes the model follow a task best, and show what was found.
 
@@ -47,6 +52,8 @@ def find_set(
         windows: names of the windows that are searched.
         journal: a file for the replies; None = none.
         seed: seed of every draw.
+        results: a file for a results document of the search; None = none. It is written even if no
+            candidate makes the model follow.
 
     Returns:
         The best set, with the search in its provenance.
@@ -58,6 +65,7 @@ def find_set(
         >>> find_set(task, subject, pairs=pairs, model="smollm2", runtime="vllm", size=80,
         ...          windows=["generated"], journal=None, seed=0)
     """
+    started = time.monotonic()
     with track_of(subject, model, runtime) as track:
         standings = search(
             task,
@@ -70,13 +78,26 @@ def find_set(
             seed=seed,
         )
     out.print(table(task, standings))
+    if results is not None:
+        run = run_of(
+            subject,
+            runtime,
+            seed=seed,
+            candidates=size,
+            seconds=time.monotonic() - started,
+            windows=windows,
+            rounds=ROUNDS,
+        )
+        recorded = {task.name: chosen(task, standings, subject, runtime)}
+        write_results(ResultsDocument(run, recorded), results)
+        say(f"wrote {results}")
     by_method = best_of_methods(standings)
     plain, asked = by_method["unsteered"], by_method["prompted"]
     best = next(each for each in standings if each.candidate.latent_set is not None)
     if best.outcome.score == 0:
         raise ValueError(
             f"search: expected a candidate that makes the model follow {task.name!r} in sound "
-            f"text, got none of {len(standings)} (prompted: {_counts(asked)}); nothing is written; "
+            f"text, got none of {len(standings)} (prompted: {_counts(asked)}); no set is written; "
             "try another --sae, more --candidates, or a task that the model follows when asked"
         )
     replies = {reply.content: reply.text for reply in plain.replies}

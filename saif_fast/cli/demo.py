@@ -16,11 +16,14 @@ from saif_fast import embedded
 from saif_fast.cli.app import out, say
 from saif_fast.cli.generate import RuntimeOption, pick_runtime
 from saif_fast.cli.loading import load_model, names_for, start_runtime, task_for
-from saif_fast.evaluate.results import Results, tables, write_results
+from saif_fast.evaluate.document import ResultsDocument, TaskResults, write_results
+from saif_fast.evaluate.record import examples_of, latents_by_method, run_of
+from saif_fast.evaluate.results import Results, tables
 from saif_fast.evaluate.study import Search, choose, report
 from saif_fast.evaluate.subject import Subject
 from saif_fast.evaluate.trials import Choice, Reply
 from saif_fast.latent_set import LatentSet
+from saif_fast.logit_bias import Unembedding
 from saif_fast.runtime import Runtime
 from saif_fast.sae import load_sae
 from saif_fast.set_dir import SetDirectory
@@ -62,14 +65,31 @@ def demo(
         return start_runtime(name, embedded.NAME, SetDirectory(set_dir))
 
     results, replies = report(choices, tasks, subject, name, open_with, contents)
-    write_results(results, output / "results.json")
+    unembedding = Unembedding(model)
+    recorded = {
+        each: TaskResults(
+            instruction=chosen.wordings[0].text,
+            contents="report",
+            max_tokens=chosen.max_tokens,
+            rows=results[each],
+            latents=latents_by_method(
+                {choice.method: choice.candidate for choice in choices[each]},
+                unembedding,
+                tokenizer,
+            ),
+            examples=examples_of(replies[each]),
+        )
+        for each, chosen in tasks.items()
+    }
+    took = time.monotonic() - started
+    run = run_of(subject, name, seed=0, candidates=Search().size, seconds=took)
+    write_results(ResultsDocument(run, recorded), output / "results.json")
     _show_examples(out, replies)
     title = f"embedded model, {contents} report contents per task, {name}"
     for shown in tables(results, title, out.width):
         out.print(shown)
     for line in _above_logit_bias(results):
         out.print(line, highlight=False, soft_wrap=True)
-    took = time.monotonic() - started
     say(
         f"{output / 'results.json'} written; {took:.0f} s, {chosen_after:.0f} s of it to identify "
         "and choose"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,16 @@ from saif_fast.cli.loading import (
     task_for,
 )
 from saif_fast.cli.track import track_of
-from saif_fast.evaluate.results import tables, write_results
+from saif_fast.evaluate.document import ResultsDocument, write_results
+from saif_fast.evaluate.record import run_of
+from saif_fast.evaluate.results import tables
 from saif_fast.evaluate.study import check_task
 from saif_fast.evaluate.subject import Subject
 from saif_fast.model_info import check_sae
 from saif_fast.names import set_name
 from saif_fast.runtime import find_runtime
-from saif_fast.search import compare, search
+from saif_fast.search import ROUNDS, compare, search
+from saif_fast.search.record import reported
 from saif_fast.search.space import WINDOWS, check_windows
 
 
@@ -37,7 +41,7 @@ def evaluate(
         typer.Option(help="A task's name, PATH.yaml or 'module:attribute'; repeat it."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")
+        Path | None, typer.Option("-o", "--output", help="Write the results, for saif report.")
     ] = None,
     runtime: RuntimeOption = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates per method.")] = 80,
@@ -77,6 +81,7 @@ def evaluate(
     subject = Subject.of(loaded, tokenizer, saes, chat=chat, allow_mismatch=allow_mismatch)
     for chosen in tasks.values():
         check_task(chosen, subject, n_report=report)
+    started = time.monotonic()
     with track_of(subject, model, name) as track:
         found = {}
         for task_name, chosen in tasks.items():
@@ -92,7 +97,7 @@ def evaluate(
                 seed=seed,
             )
         say("reporting on contents that no search has seen")
-        results, _ = compare(
+        results, replies = compare(
             found,
             tasks,
             subject,
@@ -103,5 +108,18 @@ def evaluate(
     for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)
     if output is not None:
-        write_results(results, output)
+        run = run_of(
+            subject,
+            name,
+            seed=seed,
+            candidates=candidates,
+            seconds=time.monotonic() - started,
+            windows=windows,
+            rounds=ROUNDS,
+        )
+        recorded = {
+            each: reported(chosen, found[each], results[each], replies[each], subject)
+            for each, chosen in tasks.items()
+        }
+        write_results(ResultsDocument(run, recorded), output)
         say(f"wrote {output}")

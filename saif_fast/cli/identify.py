@@ -15,6 +15,7 @@ from saif_fast.cli.loading import (
     ModelOption,
     SaesOption,
     as_task,
+    check_output,
     load_info,
     load_model,
     load_saes,
@@ -103,6 +104,9 @@ def identify(
     journal: Annotated[
         Path | None, typer.Option(help="With --auto: a file to resume an interrupted search from.")
     ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="With --auto: write what was tried, for saif report.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the pairs and of the search.")] = 0,
     norm_scaling_factor: Annotated[
         float | None, typer.Option(help="Of an SAE whose files lack it: sqrt(d_model) / mean norm.")
@@ -125,6 +129,7 @@ def identify(
         ("--window", window),
         ("--runtime", runtime),
         ("--journal", journal),
+        ("--results", results),
     ):
         if value is not None and not auto:
             raise ValueError(f"{option}: expected with --auto, which searches")
@@ -146,6 +151,8 @@ def identify(
             given |= {"wordings": named.main_wordings, "max_pairs": N_PAIRS}
         contrast = build_pairs(position=(position or Position.post).value, seed=seed, **given)
     output = set_output(output)
+    if results is not None:
+        check_output(results, "--results")
     saes = load_saes(sae, norm_scaling_factor)
     for read in saes:
         # --auto never takes more latents than there are.
@@ -170,6 +177,7 @@ def identify(
             windows=window or tuple(WINDOWS),
             journal=journal,
             seed=seed,
+            results=results,
         )
     else:
         found = _found(subject, contrast, k or DEFAULT_K, beta or 0.0)

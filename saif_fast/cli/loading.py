@@ -161,22 +161,24 @@ def tasks_for(model: str) -> list[Task]:
     return [task_for(model, name) for name in names_for(model)]
 
 
-def check_output(path: Path) -> None:
-    """Make the directory of an output file, before anything that takes long.
+def check_output(path: Path, argument: str = "--output") -> None:
+    """Make the directory of the file that an argument names, before anything that takes long.
 
     Raises:
         ValueError: the file cannot be written.
     """
     if path.is_dir():
-        raise ValueError(f"--output {path}: expected a file to write, got a directory")
+        raise ValueError(f"{argument} {path}: expected a file to write, got a directory")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"--output {path}: its directory cannot be made ({error.strerror})"
+            f"{argument} {path}: its directory cannot be made ({error.strerror})"
         ) from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {path}: expected a directory to write to, got a read-only one")
+        raise ValueError(
+            f"{argument} {path}: expected a directory to write to, got a read-only one"
+        )
 
 
 def set_output(path: Path) -> Path:

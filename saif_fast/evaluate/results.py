@@ -1,15 +1,14 @@
-"""The results of an evaluation, as a table for people and as JSON for programs."""
+"""The results of an evaluation, and the table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 from rich.table import Table
 
-from saif_fast.evaluate.intervals import Accuracy
+from saif_fast.evaluate.intervals import Accuracy, Interval, wilson
 from saif_fast.evaluate.trials import Choice
 
 # The order of the table. Methods not named here follow in their own order.
@@ -50,6 +49,7 @@ class ResultRow(msgspec.Struct, frozen=True):
         runtime: name of the runtime that generated the replies.
         quality: share of sound replies; None = not asked.
         score: harmonic mean of ``strict`` and ``quality``; None = not asked.
+        both: share of replies that are strictly right and sound; None = not asked.
     """
 
     strict: float
@@ -63,6 +63,15 @@ class ResultRow(msgspec.Struct, frozen=True):
     runtime: str
     quality: float | None = None
     score: float | None = None
+    both: float | None = None
+
+    def count(self, share: float) -> int:
+        """Return the number of replies that a share is of."""
+        return round(share * self.n)
+
+    def interval(self, share: float) -> Interval:
+        """Return the Wilson 95 % interval of one of the shares."""
+        return wilson(self.count(share), self.n)
 
     @classmethod
     def from_choice(cls, choice: Choice, accuracy: Accuracy, runtime: str) -> ResultRow:
@@ -89,16 +98,6 @@ def ordered(results: Results) -> list[str]:
     """Return the methods of all instructions in the table's order."""
     methods = dict.fromkeys(method for by_method in results.values() for method in by_method)
     return sorted(methods, key=lambda m: ORDER.index(m) if m in ORDER else len(ORDER))
-
-
-def write_results(results: Results, path: Path) -> None:
-    """Write JSON ``{instruction: {method: {strict, loose, low, high, ...}}}``."""
-    document = {
-        instruction: {method: by_method[method] for method in ordered({instruction: by_method})}
-        for instruction, by_method in results.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def tables(results: Results, title: str, width: int) -> list[Table]:

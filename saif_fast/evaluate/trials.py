@@ -51,11 +51,12 @@ class Trial:
 
 
 class Reply(NamedTuple):
-    """A content, the model's reply to it, and the reply's score."""
+    """A content, the model's reply to it, the reply's score, and whether it is sound."""
 
     content: str
     text: str
     score: Score
+    sound: bool | None = None  # None = not asked
 
 
 def run(trials: Sequence[Trial], prompter: Prompter, open_with: Opener) -> list[list[Reply]]:

@@ -45,7 +45,7 @@ def compare(
         journal: a file for the replies; None = none.
 
     Returns:
-        Results, and replies, by task and method.
+        Results, and replies with their soundness, by task and method.
 
     Examples:
         >>> results, replies = compare({"french": standings}, {"french": task}, subject, track)
@@ -70,25 +70,43 @@ def compare(
         outcomes = outcomes_of(list(by_method.values()), own, soundness, kept, ask_all=True)
         sizes, best = Counter(s.method for s in found[name]), best_of_methods(found[name])
         results[name] = {
-            method: _row(best[method], outcome, sizes[method], track.name)
+            method: row_of(best[method], outcome, sizes[method], track.name)
             for method, outcome in zip(by_method, outcomes, strict=True)
         }
-        replies[name] = dict(zip(by_method, own, strict=True))
+        replies[name] = {
+            method: [
+                reply._replace(sound=sound)
+                for reply, sound in zip(each, kept.sound(trial) or [], strict=True)
+            ]
+            for (method, trial), each in zip(by_method.items(), own, strict=True)
+        }
     return results, replies
 
 
-def _row(chosen: Standing, reported: Outcome, candidates: int, runtime: str) -> ResultRow:
-    low, high = wilson(reported.strict, reported.n)
+def row_of(chosen: Standing, outcome: Outcome, candidates: int, runtime: str) -> ResultRow:
+    """Make the row of a method's chosen candidate.
+
+    Args:
+        chosen: the candidate, with its outcome on the select contents.
+        outcome: the outcome to report.
+        candidates: number of candidates that it was chosen from.
+        runtime: name of the runtime that generated the replies.
+
+    Examples:
+        >>> row_of(standing, outcome, 83, "vllm").quality
+    """
+    low, high = wilson(outcome.strict, outcome.n)
     return ResultRow(
-        strict=reported.obedience,
-        loose=reported.loose / reported.n,
+        strict=outcome.obedience,
+        loose=outcome.loose / outcome.n,
         low=low,
         high=high,
-        n=reported.n,
+        n=outcome.n,
         selected=chosen.outcome.obedience,
         candidates=candidates,
         parameters=dict(chosen.candidate.parameters),
         runtime=runtime,
-        quality=reported.quality,
-        score=reported.score,
+        quality=outcome.quality,
+        score=outcome.score,
+        both=outcome.both / outcome.n,
     )

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from saif_fast import __version__
 from saif_fast.cli.loading import as_task
 from saif_fast.edits import Edit
+from saif_fast.evaluate.document import read_results
 from saif_fast.identify import ContrastPairs, build_pairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.logit_bias import Unembedding
@@ -72,8 +73,15 @@ def test_auto_writes_the_best_set_of_a_search_and_records_it(saif, tmp_path: Pat
     result = saif(
         *("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output),
         *("--candidates", "6", "--runtime", "transformers"),
+        *("--results", tmp_path / "results.json"),
     )
     assert result.exit_code == 0, result.stderr
+    document = read_results(tmp_path / "results.json")
+    searched = document.tasks["french"]
+    assert searched.contents == "select" and searched.rows["prompted"].n == 40
+    assert searched.rows["unsteered"].quality is None and searched.rows["unsteered"].score == 0
+    assert len(searched.tried) == sum(row.candidates for row in searched.rows.values())
+    assert document.run.candidates == 6 and searched.examples
     assert "the best of each method" in result.stdout and "before:" in result.stdout
     notes = LatentSet.load(output).provenance.notes
     # Two that need no search, 36 drawn, and up to 3 more around the best of each method.
@@ -236,11 +244,21 @@ def test_eval_prints_the_table_and_writes_json(saif, tmp_path: Path) -> None:
     )
     result = saif(*arguments)
     assert result.exit_code == 0, result.stderr
-    results = json.loads(output.read_text())["french"]
+    document = read_results(output)
+    results = document.tasks["french"].rows
     methods = {"unsteered", "prompted", "saif", "share", "live", "diff_in_means", "project"}
     assert {*methods, "logit_bias", "random"} == set(results)
-    assert results["saif"]["n"] == 4 and results["saif"]["candidates"] in (2, 3)
-    assert results["prompted"]["strict"] == 1 and results["prompted"]["quality"] > 0.5
+    assert results["saif"].n == 4 and results["saif"].candidates in (2, 3)
+    asked = results["prompted"]
+    assert asked.strict == 1 and (asked.quality or 0) > 0.5 and asked.both == asked.quality
+    french = document.tasks["french"]
+    assert french.contents == "report" and len(french.examples) == 4
+    assert set(french.examples[0].replies) == set(results)
+    assert all(each.sound is not None for each in french.examples[0].replies.values())
+    assert len(french.tried) == sum(row.candidates for row in results.values())
+    assert {each.round for each in french.tried} <= {1, 2}
+    assert french.latents["saif"][0].promoted and "project" not in french.latents
+    assert [each.layer for each in document.run.saes] == [2, 1]
     assert "diff_in_means" in result.stdout and "french" in result.stdout
     # All replies are in the journals, so nothing is generated again.
     again = saif(*arguments)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from saif_fast.evaluate.document import read_results
 from saif_fast.set_dir import SetDirectory
 
 ROWS = (
@@ -37,16 +37,18 @@ def test_the_demo_writes_results_and_ends_with_the_table(tmp_path: Path, runtime
         *("--select", "4", "--contents", "8"),
     )
     assert done.returncode == 0, done.stderr
-    results = json.loads((output / "results.json").read_text())
-    assert set(results) == {"french"}
-    for row in ROWS:
-        assert {"strict", "loose", "low", "high"} <= set(results["french"][row])
-    assert results["french"]["prompted"]["strict"] == 1.0
-    assert results["french"]["unsteered"]["strict"] == 0.0
-    assert results["french"]["saif"]["strict"] >= 0.5
-    assert results["french"]["saif"]["runtime"] == runtime
-    assert isinstance(results["french"]["saif"]["parameters"]["k"], int)
-    assert isinstance(results["french"]["saif"]["parameters"]["beta"], float)
+    results = read_results(output / "results.json")
+    assert set(results.tasks) == {"french"} and results.run.runtime == runtime
+    french = results.tasks["french"].rows
+    assert set(ROWS) <= set(french)
+    assert french["prompted"].strict == 1.0
+    assert french["unsteered"].strict == 0.0
+    assert french["saif"].strict >= 0.5
+    assert french["saif"].runtime == runtime
+    assert isinstance(french["saif"].parameters["k"], int)
+    assert isinstance(french["saif"].parameters["beta"], float)
+    latents = results.tasks["french"].latents["saif"]
+    assert len(latents) == french["saif"].parameters["k"] and latents[0].promoted
     assert "french" in SetDirectory(output / "sets").names()
     examples = [line for line in done.stdout.splitlines() if " -> " in line]
     assert len(examples) == 3

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from saif_fast.evaluate.intervals import Accuracy, wilson
+from saif_fast.evaluate.intervals import Accuracy, difference, wilson
 from saif_fast.tasks import Score
 
 
@@ -33,3 +33,12 @@ def test_accuracy_counts_strict_and_loose_and_is_ordered_by_strict_first() -> No
     accuracy = Accuracy.from_scores([Score(True, True), Score(False, True), Score(False, False)])
     assert accuracy == (1, 2, 3)
     assert Accuracy(2, 2, 3) > Accuracy(1, 3, 3) > Accuracy(1, 2, 3)
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    """Newcombe 1998, table II, method 10."""
+    assert difference((56, 70), (48, 80)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert difference((9, 10), (3, 10)) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    assert difference((10, 10), (0, 10)) == pytest.approx((0.6075, 1.0), abs=1e-4)
+    low, high = difference((48, 80), (56, 70))
+    assert (-high, -low) == pytest.approx(difference((56, 70), (48, 80)))

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from rich.console import Console
 
 from saif_fast.evaluate.intervals import Accuracy
 from saif_fast.evaluate.methods import Candidate
-from saif_fast.evaluate.results import ResultRow, ordered, tables, write_results
+from saif_fast.evaluate.results import ResultRow, ordered, tables
 from saif_fast.evaluate.trials import Choice
 
 
@@ -20,15 +17,13 @@ def row(strict: int, **parameters: float) -> ResultRow:
 ROWS = {"french": {"live": row(7), "saif": row(50, k=3, beta=-1.5), "unsteered": row(0)}}
 
 
-def test_results_have_the_documented_form(tmp_path: Path) -> None:
-    write_results(ROWS, tmp_path / "new" / "results.json")
-    read = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert set(read) == {"french"}
-    assert read["french"]["saif"]["parameters"] == {"k": 3, "beta": -1.5}
-    saif = read["french"]["saif"]
-    assert (saif["strict"], saif["loose"], saif["n"]) == (0.5, 0.6, 100)
-    assert (saif["low"], saif["high"]) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert (saif["candidates"], saif["selected"], saif["runtime"]) == (60, 0.75, "vllm")
+def test_a_row_knows_counts_and_intervals_of_all_its_shares() -> None:
+    saif = ROWS["french"]["saif"]
+    assert (saif.strict, saif.loose, saif.n) == (0.5, 0.6, 100)
+    assert saif.interval(saif.strict) == (saif.low, saif.high)
+    assert (saif.low, saif.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert saif.count(saif.loose) == 60
+    assert (saif.candidates, saif.selected, saif.runtime) == (60, 0.75, "vllm")
 
 
 def test_rows_have_the_tables_order_and_others_come_last() -> None:

@@ -66,6 +66,13 @@ def test_two_tasks_on_the_same_contents_are_scored_each_by_its_own(
     }
 
 
+def test_each_reply_says_whether_it_is_sound(subject: Subject, track: Track) -> None:
+    results, replies = compare(FOUND, TASKS, subject, track)
+    shouted = replies["dir/shout.yaml"]["m"]
+    assert [reply.sound for reply in shouted] == [False, True, True, True]
+    assert results["dir/shout.yaml"]["m"].both == 0.5
+
+
 def test_fewer_report_contents_are_the_first_ones(subject: Subject, track: Track) -> None:
     assert run(subject, track, n_report=2)["dir/shout.yaml"]["m"] == (1.0, 0.5)
 
