@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 8192
 
 
-# Where a pair is read: at the last prompt token (arXiv 2502.11356), or at the replies' tokens.
-Reading = Literal["last", "reply"]
+# Where a pair is read: at the last prompt token (arXiv 2502.11356), at the tokens of the model's
+# replies, or at those of a reply and of the same one rewritten so that it follows.
+Reading = Literal["last", "reply", "rewritten"]
 
 
 @dataclass(frozen=True, eq=False)

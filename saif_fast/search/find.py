@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from saif_fast.evaluate.methods import Candidate, Method, prompted, unsteered
-from saif_fast.evaluate.study import instruction_shift
 from saif_fast.evaluate.subject import Subject
-from saif_fast.hf import chat_texts
 from saif_fast.identify import ContrastPairs, pairs_of
-from saif_fast.identify.activations import collect_readings
-from saif_fast.logit_bias import Unembedding
-from saif_fast.runtime import Generation, GenerationRequest
+from saif_fast.search.gather import gather
 from saif_fast.search.journal import Journal
 from saif_fast.search.race import ROUNDS, Round, Standing, Track, race, reply_tokens
 from saif_fast.search.soundness import YardstickSoundness
-from saif_fast.search.space import WINDOWS, Evidence, Grid, Point, check_windows, space
+from saif_fast.search.space import WINDOWS, Grid, Point, check_windows, space
 from saif_fast.tasks import Task
-from saif_fast.tasks.scorers import score_all
 
 N_PAIRS = 96
-REPLY_TOKENS = 32  # of the replies to pairs, unless the task needs more
-# Fewer replies that follow the instruction than this, and those that do not are read as well.
-_LEAST_REPLIES = 8
 _BEST = 3  # points of a method around which more are tried
 
 
@@ -140,72 +128,3 @@ def _described(scorer: Any) -> str:
         return shown
     name: str = getattr(scorer, "__qualname__", type(scorer).__qualname__)
     return name
-
-
-def gather(
-    task: Task, subject: Subject, track: Track, pairs: ContrastPairs, journal: Journal
-) -> Evidence:
-    """Let the model answer the pairs, and read what the instruction does to it.
-
-    Args:
-        task: the task, whose scorer tells which replies follow the instruction.
-        subject: the model and its SAEs.
-        track: generates the replies, unsteered.
-        pairs: pairs of the instruction.
-        journal: replies that are there already, and where new ones go.
-
-    Examples:
-        >>> evidence = gather(task, subject, track, pairs_of(task), Journal(None, {}))
-        >>> grids = space(evidence)
-    """
-    track.say(f"reading {len(pairs.pairs)} pairs and their replies at {len(subject.layers)} layers")
-    prompts = list(dict.fromkeys(t for pair in pairs.pairs for t in (pair.positive, pair.negative)))
-    tokens = reply_tokens(task, REPLY_TOKENS)
-    ids = journal.token_ids(pairs.data_hash)
-    if ids is None:
-        texts = chat_texts(subject.tokenizer, prompts) if subject.templated else prompts
-        requests = [GenerationRequest(prompt=text, max_tokens=tokens) for text in texts]
-        ids = [generation.token_ids for generation in track.runtime.generate(requests)]
-        journal.add_token_ids(pairs.data_hash, ids)
-    decoded = subject.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    replies = dict(zip(prompts, map(Generation, decoded, ids), strict=True))
-    scored = [pair for pair in pairs.pairs if pair.content]
-    scores = journal.scores(pairs.data_hash)
-    if scores is None:
-        answers = [(pair.content, replies[pair.positive].text) for pair in scored]
-        scores = score_all(task.scorer, answers)
-        journal.add_scores(pairs.data_hash, scores)
-    followed = [pair for pair, score in zip(scored, scores, strict=True) if score.loose]
-    read = followed if len(followed) >= _LEAST_REPLIES else pairs.pairs
-    track.say(f"{len(followed)} of {len(scored)} replies follow the instruction")
-    sides = {t for pair in read for t in (pair.positive, pair.negative)}
-    readings = collect_readings(
-        subject.model,
-        subject.tokenizer,
-        pairs,
-        {prompt: replies[prompt].token_ids for prompt in sides},
-        subject.layers,
-        chat=subject.chat,
-    )
-    vocabulary = subject.model.config.get_text_config().vocab_size
-    wanted = [
-        _frequencies([replies[getattr(pair, side)].token_ids for pair in read], vocabulary)
-        for side in ("positive", "negative")
-    ]
-    return Evidence(
-        readings=readings,
-        layers=subject.layers,
-        saes=subject.saes,
-        unembedding=Unembedding(subject.model),
-        wanted=wanted[0] - wanted[1],
-        shift=instruction_shift(subject, readings["last"]),
-        allow_mismatch=subject.allow_mismatch,
-    )
-
-
-def _frequencies(replies: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-    """Return the share of each token among all tokens of the replies: [vocabulary] fp32."""
-    counts = Counter(token for reply in replies for token in reply)
-    found = torch.zeros(vocabulary)
-    found[list(counts)] = torch.tensor(list(counts.values()), dtype=torch.float32)
-    return found / found.sum().clamp(min=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from saif_fast.tasks.scorers import Scorer
@@ -41,6 +42,8 @@ class Task:
     others: tuple[str, ...] = ()
     max_tokens: int = 24
     min_tokens: int = 1  # a search that tries shorter replies cannot judge them
+    # Makes a text that follows of any reply, or nothing.
+    rewrite: Callable[[str], str | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.wordings:

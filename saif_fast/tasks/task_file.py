@@ -38,6 +38,14 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # General tasks whose instructions are no negatives, because a reply can follow both.
     related: list[str] = []
     contents: ContentFiles | None = None  # None = those of the general tasks
+    # A text that follows, made of any reply: "Thank you. {reply}". None = the verifier's rule.
+    example: str | None = None
+
+    def rewrite(self, reply: str) -> str | None:
+        """Return a text that follows the instruction, made of any reply, or None."""
+        if self.example is not None:
+            return self.example.replace("{reply}", reply)
+        return None if isinstance(self.verifier, Judge) else self.verifier.rewrite(reply)
 
 
 def task_names() -> tuple[str, ...]:
@@ -86,6 +94,7 @@ def load_task(path: str | Path) -> Task:
             others=tuple(text for texts in others for text in texts),
             max_tokens=read.max_tokens,
             min_tokens=min(read.min_tokens, read.max_tokens),
+            rewrite=read.rewrite,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

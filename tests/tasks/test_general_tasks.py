@@ -118,3 +118,29 @@ def test_related_tasks_are_no_negatives_of_each_other() -> None:
     assert {name: others for name, others in left_out.items() if others} == {
         name: brief - {name} for name in brief
     }
+
+
+REPLIES = (
+    "A candle burns because its wax melts, rises in the wick, and reacts with the air. The flame "
+    "gives light. It also gives heat, which melts more wax, until nothing is left to burn.",
+    'To clean a table, use a cloth.\nSome people say "water is enough", and they are right. Others '
+    "take soap, which helps where there is grease, and dry the wood soon after washing it.",
+    "Rome is the capital of Italy, and its largest city; Milan is next. Both are old. More than "
+    "four million people live in and around Rome, and many more come to see it in summer.",
+)
+REWRITTEN = [task for task in TASKS if task.rewrite is not None and task.rewrite(REPLIES[0])]
+
+
+def test_most_instructions_can_be_followed_by_rewriting() -> None:
+    # Languages and tenses would need a translator, and a long text somebody who knows more.
+    without = {"french", "german", "spanish", "past_tense", "long"}
+    assert {task.name for task in REWRITTEN} == set(ids) - without
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=["candle", "table", "rome"])
+@pytest.mark.parametrize("task", REWRITTEN, ids=[task.name for task in REWRITTEN])
+def test_a_rewritten_reply_follows_and_is_another_text(task, reply) -> None:
+    assert task.rewrite is not None
+    text = task.rewrite(reply)
+    assert task.scorer("Tell me about it.", text) == (True, True), text
+    assert text != reply

@@ -46,6 +46,14 @@ def test_every_field_reaches_the_task(own: Path) -> None:
     assert set(general_wordings()["short"]) <= set(task.others)
 
 
+def test_an_example_comes_before_the_verifiers_own_rule(own: Path) -> None:
+    rewrite = get_task(str(own)).rewrite
+    assert rewrite is not None and rewrite("Rum.") is None  # no rule for words that must occur
+    own.write_text(OWN + 'example: "Arr! {reply} Ahoy!"\n')
+    rewrite = get_task(str(own)).rewrite
+    assert rewrite is not None and rewrite("Use {this}.") == "Arr! Use {this}. Ahoy!"
+
+
 def test_contents_and_tokens_have_defaults(own: Path) -> None:
     own.write_text("wordings: {en: [Sign.]}\nverifier: {kind: matches, pattern: arr}\n")
     task, general = get_task(str(own)), get_task("french")

@@ -33,6 +33,14 @@ class Verifier(
         """Return whether the reply, as it is, follows the instruction."""
         raise NotImplementedError
 
+    def rewrite(self, reply: str) -> str | None:
+        """Return a text that follows the instruction, made of any reply; None = there is no rule.
+
+        Reply and text differ in what is asked for and in little else, which tells more of an
+        instruction than a model's own replies do, where it seldom follows.
+        """
+        return None
+
     def scorer(self, wordings: Sequence[str]) -> Scorer:
         """Return the scorer of a task whose instruction has these wordings."""
         return Verified(self, tuple(wordings))

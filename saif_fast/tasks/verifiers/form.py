@@ -31,6 +31,9 @@ class LowerCase(Verifier, frozen=True, tag="lower_case"):
     def holds(self, reply: str) -> bool:
         return len(words(reply)) >= self.least and reply != reply.upper() and not _upper(reply)
 
+    def rewrite(self, reply: str) -> str:
+        return reply.lower()
+
 
 class UpperCase(Verifier, frozen=True, tag="upper_case"):
     """The reply has ``least`` words or more, and none of its letters is lower case.
@@ -44,6 +47,9 @@ class UpperCase(Verifier, frozen=True, tag="upper_case"):
         said = words(reply)
         lower = any(character.islower() for character in reply)
         return len(said) >= self.least and _upper(reply) and not lower
+
+    def rewrite(self, reply: str) -> str:
+        return reply.upper()
 
 
 class NumberedList(Verifier, frozen=True, tag="numbered_list"):
@@ -61,6 +67,9 @@ class NumberedList(Verifier, frozen=True, tag="numbered_list"):
                 items.append(text)
         return _is_list(items, self.least)
 
+    def rewrite(self, reply: str) -> str:
+        return "\n".join(f"{i}. {text}" for i, text in enumerate(sentences(reply), 1))
+
 
 class Bullets(Verifier, frozen=True, tag="bullets"):
     """The reply has lines that begin with a bullet, ``least`` of them or more.
@@ -72,6 +81,9 @@ class Bullets(Verifier, frozen=True, tag="bullets"):
 
     def holds(self, reply: str) -> bool:
         return _is_list(_BULLET.findall(reply), self.least)
+
+    def rewrite(self, reply: str) -> str:
+        return "\n".join(f"- {text}" for text in sentences(reply))
 
 
 class Json(Verifier, frozen=True, tag="json"):
@@ -88,6 +100,9 @@ class Json(Verifier, frozen=True, tag="json"):
         fenced = _FENCE.fullmatch(text)
         value = _parse(fenced[1] if fenced else text, self.cut)
         return isinstance(value, dict) and any(words(str(leaf)) for leaf in _leaves(value))
+
+    def rewrite(self, reply: str) -> str:
+        return json.dumps({"answer": " ".join(reply.split())}, ensure_ascii=False)
 
 
 class Quoted(Verifier, frozen=True, tag="quoted"):
@@ -112,6 +127,9 @@ class Quoted(Verifier, frozen=True, tag="quoted"):
         found = re.search(f'["{closing}]', inner)
         return found is None or inner[: found.start()][-1:].isspace()
 
+    def rewrite(self, reply: str) -> str:
+        return '"' + reply.strip().replace('"', "'") + '"'
+
 
 class EndsWithQuestion(Verifier, frozen=True, tag="ends_with_question"):
     """The reply says something, and then its last sentence is a question.
@@ -123,6 +141,10 @@ class EndsWithQuestion(Verifier, frozen=True, tag="ends_with_question"):
         *before, last = sentences(reply) or [""]
         return last.rstrip("\"'”’»)]*_").endswith("?") and any(words(each) for each in before)
 
+    def rewrite(self, reply: str) -> str:
+        # The question has to come before the reply is cut.
+        return " ".join([*sentences(reply)[:2], "Would you like to know more?"])
+
 
 class Title(Verifier, frozen=True, tag="title"):
     """The reply has a title in double angle brackets, <<so>>, and words beside it.
@@ -133,6 +155,9 @@ class Title(Verifier, frozen=True, tag="title"):
     def holds(self, reply: str) -> bool:
         titles = [title for title in _TITLE.findall(reply) if words(title)]
         return bool(titles) and bool(words(_TITLE.sub("", reply)))
+
+    def rewrite(self, reply: str) -> str:
+        return f"<<{' '.join(words(reply)[:5])}>>\n\n{reply}"
 
 
 class Separated(Verifier, frozen=True, tag="separated"):
@@ -152,6 +177,9 @@ class Separated(Verifier, frozen=True, tag="separated"):
             and all(words(part) for part in parts)
             and len({part.casefold() for part in parts}) == self.count
         )
+
+    def rewrite(self, reply: str) -> str:
+        return f"\n{self.separator}\n".join(sentences(reply)[: self.count])
 
 
 def _upper(text: str) -> bool:

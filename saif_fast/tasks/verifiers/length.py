@@ -23,6 +23,17 @@ class WordCount(Verifier, frozen=True, tag="word_count"):
         count = len(words(reply))
         return self.least <= count and (self.most is None or count <= self.most)
 
+    def rewrite(self, reply: str) -> str | None:
+        if self.most is None:
+            return None
+        text = ""
+        for sentence in sentences(reply):
+            longer = f"{text} {sentence}".strip()
+            if len(words(longer)) > self.most:
+                break
+            text = longer
+        return text or " ".join(words(reply)[: self.most]) + "."
+
 
 class Sentences(Verifier, frozen=True, tag="sentences"):
     """The reply is ``count`` whole sentences; a line break ends one too.
@@ -40,3 +51,6 @@ class Sentences(Verifier, frozen=True, tag="sentences"):
             and ended(reply)
             and all(len(words(each)) >= self.least_words for each in found)
         )
+
+    def rewrite(self, reply: str) -> str:
+        return " ".join(sentences(reply)[: self.count])

@@ -67,6 +67,9 @@ class Lacks(Verifier, frozen=True, tag="lacks"):
     def holds(self, reply: str) -> bool:
         return len(words(reply)) >= self.least_words and self.text not in reply
 
+    def rewrite(self, reply: str) -> str:
+        return reply.replace(self.text, "")
+
 
 class Matches(Verifier, frozen=True, tag="matches"):
     """A part of the reply matches the regular expression ``pattern``.
