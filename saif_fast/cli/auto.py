@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,7 +18,7 @@ from saif_fast.evaluate.subject import Subject
 from saif_fast.identify import ContrastPairs
 from saif_fast.latent_set import LatentSet
 from saif_fast.search import ROUNDS, Standing, best_of_methods, search
-from saif_fast.search.race import reply_tokens
+from saif_fast.search.found import counts, described, found_set, parameters
 from saif_fast.search.record import chosen
 from saif_fast.tasks import Task
 
@@ -97,32 +95,19 @@ def find_set(
     if best.outcome.score == 0:
         raise ValueError(
             f"search: expected a candidate that makes the model follow {task.name!r} in sound "
-            f"text, got none of {len(standings)} (prompted: {_counts(asked)}); no set is written; "
+            f"text, got none of {len(standings)} (prompted: {counts(asked)}); no set is written; "
             "try another --sae, more --candidates, or a task that the model follows when asked"
         )
     replies = {reply.content: reply.text for reply in plain.replies}
     shown = [(reply.content, replies[reply.content], reply.text) for reply in best.replies]
     for line in examples(*zip(*shown, strict=True)):
         out.print(line, highlight=False, soft_wrap=True)
-    say(f"found {_described(best)}: {_counts(best)}")
+    say(f"found {described(best)}: {counts(best)}")
     for name, method in (("the prompt", "prompted"), ("a logit bias", "logit_bias")):
         other = by_method.get(method)
         if other is not None and other.outcome.score > best.outcome.score:
-            say(f"warning: {name} does better: {_counts(other)}")
-    latent_set = best.candidate.latent_set
-    assert latent_set is not None
-    notes = {
-        **latent_set.provenance.notes,
-        "search": f"task {task.name}, seed {seed}, {len(standings)} candidates, "
-        + ", ".join(
-            f"{min(each.contents, len(task.select))} contents of "
-            f"{reply_tokens(task, each.max_tokens)} tokens"
-            for each in ROUNDS
-        ),
-        "found": f"{_described(best)}: {_counts(best)}; prompted: {_counts(asked)}",
-    }
-    provenance = msgspec.structs.replace(latent_set.provenance, notes=notes)
-    return replace(latent_set, provenance=provenance)
+            say(f"warning: {name} does better: {counts(other)}")
+    return found_set(best, task, standings, seed)
 
 
 def table(task: Task, standings: Sequence[Standing]) -> Table:
@@ -137,31 +122,13 @@ def table(task: Task, standings: Sequence[Standing]) -> Table:
         shown.add_row(
             method,
             str(sizes[method]),
-            _share(best),
+            f"{outcome.strict}/{outcome.n}",
             f"{outcome.sound}/{outcome.n}" if outcome.strict else "-",
             f"{outcome.both}/{outcome.n}",
             f"{outcome.score:.2f}",
-            _parameters(best),
+            parameters(best),
         )
     return shown
-
-
-def _counts(standing: Standing) -> str:
-    outcome = standing.outcome
-    sound = f", {outcome.sound} are sound, {outcome.both} both" if outcome.strict else ""
-    return f"{_share(standing)} follow{sound}"
-
-
-def _share(standing: Standing) -> str:
-    return f"{standing.outcome.strict}/{standing.outcome.n}"
-
-
-def _parameters(standing: Standing) -> str:
-    return ", ".join(f"{name} {value}" for name, value in standing.candidate.parameters.items())
-
-
-def _described(standing: Standing) -> str:
-    return f"{standing.method} ({_parameters(standing)})"
 
 
 def examples(contents: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Iterator[str]:

@@ -28,9 +28,11 @@ from saif_fast.evaluate.subject import Subject
 from saif_fast.model_info import check_sae
 from saif_fast.names import set_name
 from saif_fast.runtime import find_runtime
-from saif_fast.search import ROUNDS, compare, search
+from saif_fast.search import ROUNDS, best_of_methods, compare, search
+from saif_fast.search.found import found_set
 from saif_fast.search.record import reported
 from saif_fast.search.space import WINDOWS, check_windows
+from saif_fast.set_dir import SetDirectory
 
 
 def evaluate(
@@ -42,6 +44,10 @@ def evaluate(
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the results, for saif report.")
+    ] = None,
+    sets: Annotated[
+        Path | None,
+        typer.Option(help="A directory for the best set of each method, TASK.METHOD.safetensors."),
     ] = None,
     runtime: RuntimeOption = None,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates per method.")] = 80,
@@ -70,6 +76,8 @@ def evaluate(
     check_windows(windows)
     if output is not None:
         check_output(output)
+    if sets is not None:
+        sets.mkdir(parents=True, exist_ok=True)
     name = pick_runtime(runtime)
     find_runtime(name)  # refuse a missing runtime now, not after the search
     saes = load_saes(sae)
@@ -105,6 +113,13 @@ def evaluate(
             n_report=report,
             journal=journal and journal / "report.jsonl",
         )
+    if sets is not None:
+        for task_name, standings in found.items():
+            for method, best in best_of_methods(standings).items():
+                if best.candidate.latent_set is not None and best.outcome.strict:
+                    path = SetDirectory(sets).path(f"{set_name(task_name)}.{method}")
+                    found_set(best, tasks[task_name], standings, seed).save(path)
+        say(f"wrote the sets to {sets}")
     for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)
     if output is not None:
