@@ -34,7 +34,7 @@ INSTALLED := $(VENV)/.installed
 PROGRESS := awk '/^(Collecting|Processing) / { sub(/.*\//, "", $$2); printf "  %3d %s\n", ++n, $$2; fflush() } \
   /^Installing/ { print "  installing them"; fflush() }'
 
-.PHONY: help setup demo serve-demo test test-extended test-all soak lint bench bench-engine kernels-report \
+.PHONY: help setup demo demo-tiny serve-demo test test-extended test-all soak lint bench bench-engine kernels-report \
   gpu-check gpu-bench vllm-matrix tiny-model lock clean
 
 help: ## Show this list
@@ -72,9 +72,15 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check -e .
 	@touch $@
 
-demo: setup ## Find latents, steer a real vLLM with them, print the table (the README's first command)
-	@$(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
+NO_VLLM = $(if $(filter none,$(LOCK)),echo "No vLLM on this system: the demo runs on the Transformers runtime.")
+
+demo: setup ## Make a real model follow in a real vLLM: search, three replies, a table (the README's first command)
+	@$(NO_VLLM)
 	$(PY) -m saif_fast.cli demo --output build/demo $(DEMO_FLAGS)
+
+demo-tiny: setup ## SAIF and its controls on the embedded model, which needs no download: a table
+	@$(NO_VLLM)
+	$(PY) -m saif_fast.cli demo-tiny --output build/demo-tiny $(DEMO_FLAGS)
 
 SERVED := build/serve-demo
 

@@ -30,11 +30,13 @@ __all__ = [
     "MODEL_NAME",
     "NAME",
     "SAES",
+    "SETS",
     "cache_path",
     "is_fetched",
     "model_path",
     "sae_path",
     "sae_paths",
+    "set_path",
 ]
 
 NAME = "smollm2"  # what it is called where a path or hub name is expected
@@ -47,7 +49,8 @@ TENSORS_SHA256 = "c7675a57f20d0942937a02c9b6379a391954daa91c566049afba2e292b38f5
 # What reads GGUF, and the extra that brings it.
 CONVERTERS, EXTRA = ("gguf", "transformers"), "identify"
 
-SAES = Path(__file__).resolve().parents[1] / "tools" / "smollm2" / "saes"
+_REPOSITORY = Path(__file__).resolve().parents[1] / "tools" / "smollm2"
+SAES, SETS = _REPOSITORY / "saes", _REPOSITORY / "sets"
 
 
 def cache_path() -> Path:
@@ -87,6 +90,21 @@ def sae_path(layer: str) -> Path:
         choices = ", ".join(f"{NAME}:{name}" for name in layers)
         raise ValueError(f"sae: expected one of {choices}, got '{NAME}:{layer}'")
     return layers[layer]
+
+
+def set_path(task: str) -> Path:
+    """Return the file of the set that was found for a task.
+
+    Raises:
+        ValueError: there is none, or the repository is not at hand.
+    """
+    path = SETS / f"{task}.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"set: expected {NAME}'s set for {task} at {path}, got none: it is in saif-fast's "
+            "repository and not in the installed package"
+        )
+    return path
 
 
 def model_path() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saif_fast.cli.app import app
 from saif_fast.cli.demo import demo
+from saif_fast.cli.demo_tiny import demo_tiny
 from saif_fast.cli.evaluate import evaluate
 from saif_fast.cli.generate import generate
 from saif_fast.cli.identify import identify
@@ -21,6 +22,7 @@ app.command("eval")(evaluate)
 app.command()(report)
 app.command()(export)
 app.command()(demo)
+app.command()(demo_tiny)
 app.command()(tasks)
 
 

@@ -107,7 +107,7 @@ def find_set(
         other = by_method.get(method)
         if other is not None and other.outcome.score > best.outcome.score:
             say(f"warning: {name} does better: {counts(other)}")
-    return found_set(best, task, standings, seed)
+    return found_set(best, task, standings, seed=seed)
 
 
 def table(task: Task, standings: Sequence[Standing]) -> Table:

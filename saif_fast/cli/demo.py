@@ -1,144 +1,108 @@
-"""``saif demo``: SAIF on the embedded model, from contrast pairs to the table of results."""
+"""``saif demo``: a real model is made to follow three instructions that it is not given."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from saif_fast import embedded
+from saif_fast import smollm2
 from saif_fast.cli.app import out, say
+from saif_fast.cli.auto import table
 from saif_fast.cli.generate import RuntimeOption, pick_runtime
-from saif_fast.cli.loading import load_model, names_for, start_runtime, task_for
-from saif_fast.evaluate.document import ResultsDocument, TaskResults, write_results
-from saif_fast.evaluate.record import examples_of, latents_by_method, run_of
-from saif_fast.evaluate.results import Results, tables
-from saif_fast.evaluate.study import Search, choose, report
+from saif_fast.cli.loading import load_model, load_saes, task_for
+from saif_fast.cli.track import track_of
+from saif_fast.evaluate.methods import Candidate
 from saif_fast.evaluate.subject import Subject
-from saif_fast.evaluate.trials import Choice, Reply
+from saif_fast.evaluate.trials import Reply
 from saif_fast.latent_set import LatentSet
-from saif_fast.logit_bias import Unembedding
-from saif_fast.runtime import Runtime
-from saif_fast.sae import load_sae
+from saif_fast.search import Round, best_of_methods, measure, search
+from saif_fast.search.found import described, found_set
+from saif_fast.search.race import Outcome
 from saif_fast.set_dir import SetDirectory
-from saif_fast.tasks import Task
 
-N_SELECT, N_REPORT = 24, 200
-N_EXAMPLES = 3
+# Searched here and now, by a search small enough for a demonstration.
+SEARCHED = "lower_case"
+ROUNDS = (Round(contents=6, max_tokens=24, keep=6), Round(contents=16, max_tokens=48, keep=1))
+N_CANDIDATES = 8
+# Found beforehand by `saif eval`; their files say how.
+SHIPPED = ("numbered_list", "upper_case")
+N_REPORT, N_EXAMPLES = 24, 3
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Directory of the sets and results.json.")] = Path(
-        "build/demo"
-    ),
+    output: Annotated[Path, typer.Option(help="Directory of the sets.")] = Path("build/demo"),
     runtime: RuntimeOption = None,
-    select: Annotated[int, typer.Option(min=1, help="Select contents per task.")] = N_SELECT,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="Candidates per method of the search.")
+    ] = N_CANDIDATES,
     contents: Annotated[int, typer.Option(min=1, help="Report contents per task.")] = N_REPORT,
-    task: Annotated[
-        list[str] | None, typer.Option(help="The embedded model's tasks; all of them.")
-    ] = None,
 ) -> None:
-    """Run SAIF and its controls on the embedded model, and print the results."""
-    name = pick_runtime(runtime)
-    # The tensors are tiny: a second thread costs more than it brings.
-    torch.set_num_threads(1)
+    """Search a set for SmolLM2-135M-Instruct, and steer a real vLLM with it and two known sets."""
     started = time.monotonic()
-    embedded.verify()
-    model, tokenizer = load_model(embedded.NAME)
-    last, middle = (load_sae(embedded.sae_path(which)) for which in ("last", "middle"))
-    subject = Subject(model, tokenizer, last, {"middle": middle})
-    tasks = {each: task_for(embedded.NAME, each) for each in task or names_for(embedded.NAME)}
-    choices = _choose(subject, tasks, select)
-    chosen_after = time.monotonic() - started
-    set_dir = output / "sets"
-
-    def open_with(sets: Mapping[str, LatentSet]) -> Runtime:
-        for set_name, latent_set in sets.items():
-            latent_set.save(set_dir / f"{set_name}.safetensors")
-        say(f"{len(sets)} sets in {set_dir}; starting {name}")
-        return start_runtime(name, embedded.NAME, SetDirectory(set_dir))
-
-    results, replies = report(choices, tasks, subject, name, open_with, contents)
-    unembedding = Unembedding(model)
-    recorded = {
-        each: TaskResults(
-            instruction=chosen.wordings[0].text,
-            contents="report",
-            max_tokens=chosen.max_tokens,
-            rows=results[each],
-            latents=latents_by_method(
-                {choice.method: choice.candidate for choice in choices[each]},
-                unembedding,
-                tokenizer,
-            ),
-            examples=examples_of(replies[each]),
-        )
-        for each, chosen in tasks.items()
-    }
-    took = time.monotonic() - started
-    run = run_of(subject, name, seed=0, candidates=Search().size, seconds=took)
-    write_results(ResultsDocument(run, recorded), output / "results.json")
-    _show_examples(out, replies)
-    title = f"embedded model, {contents} report contents per task, {name}"
-    for shown in tables(results, title, out.width):
-        out.print(shown)
-    for line in _above_logit_bias(results):
-        out.print(line, highlight=False, soft_wrap=True)
+    name = pick_runtime(runtime)
+    known = {each: smollm2.set_path(each) for each in SHIPPED}
+    model, tokenizer = load_model(smollm2.NAME)
+    subject = Subject.of(model, tokenizer, load_saes([smollm2.NAME]))
+    tasks = {each: task_for(smollm2.NAME, each) for each in (SEARCHED, *SHIPPED)}
+    sets = {each: LatentSet.load(path) for each, path in known.items()}
+    with track_of(subject, smollm2.NAME, name) as track:
+        say(f"{SEARCHED}: searching {candidates} candidates of every method")
+        standings = search(tasks[SEARCHED], subject, track, size=candidates, rounds=ROUNDS)
+        best = best_of_methods(standings)
+        out.print(table(tasks[SEARCHED], standings))
+        chosen = next(each for each in best.values() if each.candidate.latent_set is not None)
+        say(f"taken: {described(chosen)}")
+        sets[SEARCHED] = found_set(chosen, tasks[SEARCHED], standings, rounds=ROUNDS)
+        rows = {
+            each: {
+                "unsteered": Candidate(),
+                "prompted": Candidate(instructed=True),
+                "steered": Candidate(latent_set=sets[each]),
+            }
+            for each in tasks
+        }
+        say(f"replies to {contents} contents that no search has seen")
+        outcomes, replies = measure(rows, tasks, subject, track, n_report=contents)
+    for each, latent_set in sets.items():
+        latent_set.save(SetDirectory(output / "sets").path(each))
+    for each, task in tasks.items():
+        out.print(f"[bold]{each}[/bold]: {escape(task.wordings[0].text)}")
+        for line in _examples(replies[each]["unsteered"], replies[each]["steered"]):
+            out.print(line, highlight=False, soft_wrap=True)
+    out.print(_table(outcomes, f"{smollm2.MODEL_NAME}, {name}: of {contents} replies"))
     say(
-        f"{output / 'results.json'} written; {took:.0f} s, {chosen_after:.0f} s of it to identify "
-        "and choose"
+        f"{time.monotonic() - started:.0f} s; the sets of {' and '.join(SHIPPED)} were searched "
+        "beforehand (saif inspect says how)"
     )
-    say(f'try: saif generate --model embedded --set-dir {set_dir} --saif "german*0.9" --compare')
+    say(
+        f"try: saif generate --model {smollm2.NAME} --set-dir {output / 'sets'} "
+        f"--saif {SEARCHED} --compare"
+    )
 
 
-def _choose(subject: Subject, tasks: Mapping[str, Task], n_select: int) -> dict[str, list[Choice]]:
-    search, choices = Search(), {}
-    for name, task in tasks.items():
-        started = time.monotonic()
-        choices[name] = choose(task, subject, search, n_select)
-        saif = next(choice for choice in choices[name] if choice.method == "saif")
-        say(
-            f"{name}: k={saif.candidate.parameters['k']} beta={saif.candidate.parameters['beta']} "
-            f"of {search.size} candidates, {saif.selected.strict}/{saif.selected.n} on select "
-            f"contents ({time.monotonic() - started:.0f} s for all methods)"
-        )
-    return choices
+def _examples(before: Sequence[Reply], after: Sequence[Reply]) -> list[str]:
+    shown = zip(before[:N_EXAMPLES], after[:N_EXAMPLES], strict=True)
+    return [
+        f"  {escape(plain.content)}\n"
+        f"    [dim]{escape(' '.join(plain.text.split()))}[/dim]\n"
+        f"    {escape(' '.join(steered.text.split()))}"
+        for plain, steered in shown
+    ]
 
 
-def _show_examples(console: Console, replies: Mapping[str, Mapping[str, list[Reply]]]) -> None:
-    for name, by_method in replies.items():
-        console.print(f"[bold]{name}[/bold]")
-        pairs = zip(by_method["unsteered"], by_method["saif"], strict=True)
-        for plain, steered in list(pairs)[:N_EXAMPLES]:
-            console.print(
-                f"  {escape(plain.content)} [dim]{escape(plain.text.strip())}[/dim] "
-                f"-> {escape(steered.text.strip())}",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-def _above_logit_bias(results: Results) -> list[str]:
-    """List live edits and middle-layer methods whose interval is above those of all biases."""
-    lines = []
-    for name, by_method in results.items():
-        biases = {m: row for m, row in by_method.items() if m.startswith("logit_bias")}
-        top = max(biases, key=lambda m: (biases[m].high, biases[m].strict))
-        above = [
-            f"{m} ({100 * row.strict:.0f} %)"
-            for m, row in by_method.items()
-            if (m.startswith(("live", "project")) or m.endswith("_middle"))
-            and row.low > biases[top].high
-        ]
-        if above:
-            lines.append(
-                f"{name}: {', '.join(above)} above every logit bias "
-                f"(best: {top}, {100 * biases[top].strict:.0f} %)."
-            )
-    return lines or ["No live edit and nothing at the middle layer is above every logit bias."]
+def _table(outcomes: Mapping[str, Mapping[str, Outcome]], title: str) -> Table:
+    """Make a table, instructions down: what follows, is sound, and both, without and with a set."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("follow / sound / both")
+    for name in ("unsteered", "prompted", "steered"):
+        shown.add_column(name, justify="right")
+    for task, by_name in outcomes.items():
+        cells = [f"{each.strict} / {each.sound} / {each.both}" for each in by_name.values()]
+        shown.add_row(task, *cells)
+    return shown

@@ -118,7 +118,7 @@ def evaluate(
             for method, best in best_of_methods(standings).items():
                 if best.candidate.latent_set is not None and best.outcome.strict:
                     path = SetDirectory(sets).path(f"{set_name(task_name)}.{method}")
-                    found_set(best, tasks[task_name], standings, seed).save(path)
+                    found_set(best, tasks[task_name], standings, seed=seed).save(path)
         say(f"wrote the sets to {sets}")
     for shown in tables(results, f"{model} on report contents ({name})", out.width):
         out.print(shown)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saif_fast.evaluate.intervals import wilson
+from saif_fast.evaluate.methods import Candidate
 from saif_fast.evaluate.results import ResultRow
 from saif_fast.evaluate.subject import Subject
 from saif_fast.evaluate.trials import Reply, Trial
@@ -51,28 +52,66 @@ def compare(
         >>> results, replies = compare({"french": standings}, {"french": task}, subject, track)
         >>> results["french"]["saif"].strict
     """
-    trials: dict[str, dict[str, Trial]] = {}
-    for i, (name, standings) in enumerate(found.items()):
-        contents = tasks[name].report[:n_report]
-        trials[name] = {
-            method: Trial(f"task{i}.{method}", tasks[name], standing.candidate, contents)
-            for method, standing in best_of_methods(standings).items()
+    chosen = {
+        name: {method: each.candidate for method, each in best_of_methods(standings).items()}
+        for name, standings in found.items()
+    }
+    outcomes, replies = measure(chosen, tasks, subject, track, n_report=n_report, journal=journal)
+    results = {}
+    for name, standings in found.items():
+        sizes, best = Counter(each.method for each in standings), best_of_methods(standings)
+        results[name] = {
+            method: row_of(best[method], outcome, sizes[method], track.name)
+            for method, outcome in outcomes[name].items()
         }
+    return results, replies
+
+
+def measure(
+    candidates: Mapping[str, Mapping[str, Candidate]],
+    tasks: Mapping[str, Task],
+    subject: Subject,
+    track: Track,
+    *,
+    n_report: int | None = None,
+    journal: Path | None = None,
+) -> tuple[dict[str, dict[str, Outcome]], dict[str, dict[str, Sequence[Reply]]]]:
+    """Run candidates on the report contents of tasks, all in one mixed batch.
+
+    Args:
+        candidates: candidates by task and name.
+        tasks: as in :func:`compare`.
+        subject: as in :func:`compare`.
+        track: as in :func:`compare`.
+        n_report: as in :func:`compare`.
+        journal: as in :func:`compare`.
+
+    Returns:
+        Outcomes, and replies with their soundness, by task and name.
+
+    Examples:
+        >>> steered = {"french": {"my set": Candidate(latent_set=LatentSet.load("french"))}}
+        >>> outcomes, replies = measure(steered, {"french": task}, subject, track, n_report=100)
+        >>> outcomes["french"]["my set"].both
+    """
+    trials = {
+        name: {
+            method: Trial(f"task{i}.{j}", tasks[name], candidate, tasks[name].report[:n_report])
+            for j, (method, candidate) in enumerate(by_method.items())
+        }
+        for i, (name, by_method) in enumerate(candidates.items())
+    }
     planned = [trial for by_method in trials.values() for trial in by_method.values()]
     settings = settings_of(list(tasks.values()), subject, track)
     kept = Journal(journal, {**settings, "n_report": n_report})
     answered = iter(track.run(planned, kept))
-    results: dict[str, dict[str, ResultRow]] = {}
+    outcomes: dict[str, dict[str, Outcome]] = {}
     replies: dict[str, dict[str, Sequence[Reply]]] = {}
     for name, by_method in trials.items():
         soundness = YardstickSoundness(tasks[name], track.prompter, track.runtime)
         own = [next(answered) for _ in by_method]
-        outcomes = outcomes_of(list(by_method.values()), own, soundness, kept, ask_all=True)
-        sizes, best = Counter(s.method for s in found[name]), best_of_methods(found[name])
-        results[name] = {
-            method: row_of(best[method], outcome, sizes[method], track.name)
-            for method, outcome in zip(by_method, outcomes, strict=True)
-        }
+        found = outcomes_of(list(by_method.values()), own, soundness, kept, ask_all=True)
+        outcomes[name] = dict(zip(by_method, found, strict=True))
         replies[name] = {
             method: [
                 reply._replace(sound=sound)
@@ -80,7 +119,7 @@ def compare(
             ]
             for (method, trial), each in zip(by_method.items(), own, strict=True)
         }
-    return results, replies
+    return outcomes, replies
 
 
 def row_of(chosen: Standing, outcome: Outcome, candidates: int, runtime: str) -> ResultRow:

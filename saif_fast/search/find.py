@@ -93,10 +93,10 @@ def search(
         methods = [Method(name, tuple(candidates)) for name, candidates in made.items()]
         return race(task, [unsteered(), prompted(), *methods], track, soundness, kept, rounds)
 
-    turns = [size - 2 * (size // 4), size // 4, size // 4]
-    for turn, n_new in enumerate(turns):
+    near = size // 4
+    for n_new in filter(None, (size - 2 * near, near, near)):
         # Ranked anew each turn; what was answered before is in the journal.
-        standings = run(rounds[:1]) if turn else []
+        standings = run(rounds[:1]) if any(made.values()) else []
         for grid in grids:
             best = [
                 points[grid.name][each.index]
@@ -105,7 +105,8 @@ def search(
             ]
             known = points[grid.name]
             new = grid.around(best[:_BEST], known, n_new, seed)
-            drawn = (point for point in grid.draw(size, seed) if point not in {*known, *new})
+            spare = grid.draw(len(known) + n_new, seed)
+            drawn = (point for point in spare if point not in {*known, *new})
             add(grid, [*new, *itertools.islice(drawn, n_new - len(new))])
     return run(rounds)
 

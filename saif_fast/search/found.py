@@ -8,12 +8,17 @@ from dataclasses import replace
 import msgspec
 
 from saif_fast.latent_set import LatentSet
-from saif_fast.search.race import ROUNDS, Standing, reply_tokens
+from saif_fast.search.race import ROUNDS, Round, Standing, reply_tokens
 from saif_fast.tasks import Task
 
 
 def found_set(
-    standing: Standing, task: Task, standings: Sequence[Standing], seed: int
+    standing: Standing,
+    task: Task,
+    standings: Sequence[Standing],
+    *,
+    rounds: Sequence[Round] = ROUNDS,
+    seed: int = 0,
 ) -> LatentSet:
     """Return the set of a standing, whose provenance says how it was found and what it did.
 
@@ -21,24 +26,25 @@ def found_set(
         standing: one whose candidate is a set.
         task: the task.
         standings: all of the search, the prompted model's among them.
+        rounds: the search's.
         seed: the search's.
 
     Examples:
         >>> standings = search(task, subject, track)
         >>> best = next(each for each in standings if each.candidate.latent_set is not None)
-        >>> found_set(best, task, standings, seed=0).save("sets/french.safetensors")
+        >>> found_set(best, task, standings).save("sets/french.safetensors")
     """
     latent_set = standing.candidate.latent_set
     assert latent_set is not None
     asked = next(each for each in standings if each.method == "prompted")
-    rounds = ", ".join(
+    tried = ", ".join(
         f"{min(each.contents, len(task.select))} contents of "
         f"{reply_tokens(task, each.max_tokens)} tokens"
-        for each in ROUNDS
+        for each in rounds
     )
     notes = {
         **latent_set.provenance.notes,
-        "search": f"task {task.name}, seed {seed}, {len(standings)} candidates, {rounds}",
+        "search": f"task {task.name}, seed {seed}, {len(standings)} candidates, {tried}",
         "found": f"{described(standing)}: {counts(standing)}; prompted: {counts(asked)}",
     }
     provenance = msgspec.structs.replace(latent_set.provenance, notes=notes)

@@ -123,7 +123,7 @@ class Grid:
     axes: Mapping[str, Sequence[Any]]
 
     def draw(self, size: int, seed: int) -> list[Point]:
-        """Draw ``size`` points without replacement, or all of a smaller grid, in its order.
+        """Draw ``size`` points without replacement, or all of a smaller grid.
 
         Each value of an axis is drawn equally often (a Latin hypercube), as far as points differ.
         """
@@ -131,11 +131,11 @@ class Grid:
         if size >= math.prod(lengths):
             return list(itertools.product(*map(range, lengths)))
         chance = random.Random(f"{self.name} {seed}")
-        found: set[Point] = set()
+        found: dict[Point, None] = {}
         while len(found) < size:
             columns = [_evenly(length, size, chance) for length in lengths]
-            found.update(itertools.islice(zip(*columns, strict=True), size - len(found)))
-        return sorted(found)
+            found |= dict.fromkeys(itertools.islice(zip(*columns, strict=True), size - len(found)))
+        return list(found)
 
     def neighbours(self, point: Point) -> list[Point]:
         """Return the points that differ in one axis: of numbers by one step, of others anyhow."""

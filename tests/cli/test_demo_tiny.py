@@ -33,7 +33,16 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_demo_writes_results_and_ends_with_the_table(tmp_path: Path, runtime: str) -> None:
     output = tmp_path / "demo"
     done = run(
-        *("saif_fast.cli", "demo", "--output", output, "--runtime", runtime, "--task", "french"),
+        *(
+            "saif_fast.cli",
+            "demo-tiny",
+            "--output",
+            output,
+            "--runtime",
+            runtime,
+            "--task",
+            "french",
+        ),
         *("--select", "4", "--contents", "8"),
     )
     assert done.returncode == 0, done.stderr
