@@ -42,7 +42,7 @@ from saif_fast.studies import (
 from saif_fast.studies.protocol import OneModel
 from saif_fast.studies.registry import ALL
 from saif_fast.studies.result import Cell
-from saif_fast.tasks import Task, is_task
+from saif_fast.tasks import SUFFIXES, Task, is_task
 
 # Instructions that studies compare, of those that the model has: other kinds of replies each.
 _HANDFUL = ("french", "numbered_list", "title", "upper_case", "json", "keyword")
@@ -118,7 +118,9 @@ def study(
     )
     if output is not None:
         check_output(output)
-    tasks = {each: tasks_of(each, instruction or []) for each in dict.fromkeys(model)}
+    first, *others = dict.fromkeys(model)
+    tasks = {first: tasks_of(first, instruction or [])}
+    tasks |= {each: shared_tasks(each, list(tasks[first][0])) for each in others}
     # Those that only read need no engine; the model that is loaded for reading is runtime enough.
     generates = not all(isinstance(each, OneModel) and each.reads_only for each in studies)
     chosen_runtime = pick_runtime(runtime) if generates else "transformers"
@@ -176,6 +178,25 @@ def tasks_of(model: str, instructions: Sequence[str]) -> tuple[dict[str, Task], 
         more = [each for each in handful if each not in taken][: _SEVERAL - len(own)]
         several |= {each: task_for(model, each) for each in more}
     return own, several
+
+
+def shared_tasks(
+    model: str, instructions: Sequence[str]
+) -> tuple[dict[str, Task], dict[str, Task]]:
+    """Return those of the first model's tasks that another model has too, twice.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    names = names_for(model)
+    own = [each for each in instructions if ":" in each or each.endswith(SUFFIXES)]  # the user's
+    shared = {each: task_for(model, each) for each in instructions if each in names or each in own}
+    if not shared:
+        raise ValueError(
+            f"--instruction: expected one that model {model} has too, one of {', '.join(names)}, "
+            f"got {', '.join(instructions)}"
+        )
+    return shared, shared
 
 
 def fitted(

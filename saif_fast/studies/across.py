@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from saif_fast.studies.models import ModelFigures, TaskFigures
-from saif_fast.studies.protocol import LeftOut
-from saif_fast.studies.result import Cell, StudyResult, Table, larger, outcome_of
+from saif_fast.studies.result import Cell, LeftOut, StudyResult, Table, larger, outcome_of
 from saif_fast.studies.wordings import jaccard
 
 _LEAST = 0.3  # strict accuracy that the paper reports across tasks
@@ -43,6 +42,9 @@ class Sizes:
         parts: list[bool | None] = []
         rows, told = [], []
         for model in models:
+            if model.trouble:
+                parts.append(None)
+                told.append(f"{model.name}: not measured, {model.trouble}")
             for name, figures in model.tasks.items():
                 rows.append(_row(model, name, figures))
                 parts.append(_holds(figures))
@@ -118,7 +120,7 @@ class BaseInstruct:
         told = []
         for one, other in pairs:
             common = sorted(one.layers.keys() & other.layers.keys(), key=one.layers.__getitem__)
-            for name in one.tasks:
+            for name in _shared(one, other):
                 for sae in common:
                     tops = [model.tops[name, sae] for model in (one, other)]
                     overlap = jaccard(*tops)
@@ -129,7 +131,7 @@ class BaseInstruct:
                             name,
                             one.layers[sae],
                             overlap,
-                            *_two(one.tasks[name], other.tasks[name]),
+                            *_two(one.tasks.get(name), other.tasks.get(name)),
                         ]
                     )
                 told.append(f"{name}: overlap {overlap:.2f} at layer {one.layers[sae]}")
@@ -162,10 +164,15 @@ def _shape(model: ModelFigures) -> tuple[int, int]:
     return model.info.d_model, model.info.num_layers
 
 
-def _two(one: TaskFigures, other: TaskFigures) -> list[Cell]:
+def _shared(one: ModelFigures, other: ModelFigures) -> list[str]:
+    """Return the instructions whose latents are known of both models."""
+    names = dict.fromkeys(name for name, _ in one.tops)
+    return [name for name in names if any(name == each for each, _ in other.tops)]
+
+
+def _two(one: TaskFigures | None, other: TaskFigures | None) -> list[Cell]:
     return [
-        one.prompted.follow,
-        other.prompted.follow,
-        one.saif.follow,
-        other.saif.follow,
+        None if figures is None else getattr(figures, what).follow
+        for what in ("prompted", "saif")
+        for figures in (one, other)
     ]

@@ -12,9 +12,9 @@ from saif_fast.identify import LatentStatistics
 from saif_fast.latent_set import LatentSet, SiteTensors
 from saif_fast.records import Latent, Provenance
 from saif_fast.studies.context import StudyContext
-from saif_fast.studies.protocol import LeftOut
 from saif_fast.studies.result import (
     Cell,
+    LeftOut,
     StudyResult,
     Table,
     both_hold,

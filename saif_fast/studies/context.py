@@ -21,7 +21,7 @@ from saif_fast.search.journal import Journal
 from saif_fast.search.race import Outcome, Track, outcomes_of, reply_tokens
 from saif_fast.search.soundness import YardstickSoundness
 from saif_fast.studies.reading import ReadOnce
-from saif_fast.studies.result import Share
+from saif_fast.studies.result import LeftOut, Share
 from saif_fast.tasks import Position, Prompter, Task, render
 
 STRENGTHS = (0.5, 1.0, 1.5)  # of SAIF's set, tried at each SAE
@@ -234,7 +234,7 @@ class StudyContext:
             position: where the instruction stands in the pairs that are read.
 
         Raises:
-            ValueError: the instruction raises no sparse latent at any SAE.
+            LeftOut: the instruction raises no sparse latent at any SAE.
         """
         key = ("settings", task.name, method, position)
         if key not in self._kept:
@@ -245,10 +245,7 @@ class StudyContext:
                 for value in (STRENGTHS if method == "saif" else MULTIPLES)
             ]
             if not found:
-                raise ValueError(
-                    f"--sae: expected one with sparse latents that rise with the instruction "
-                    f"{task.name!r}, got {len(self.subject.saes)} without any"
-                )
+                raise LeftOut(f"no sparse latent rises with the instruction {task.name!r}")
             self.track.say(f"{task.name}: trying {len(found)} settings of {method}, {position}")
             contents = task.select[: self.budget.select]
             outcomes = self._run(task, [each[-1] for each in found], contents, ask_all=False)

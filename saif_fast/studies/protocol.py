@@ -10,10 +10,6 @@ from saif_fast.studies.models import ModelFigures
 from saif_fast.studies.result import StudyResult
 
 
-class LeftOut(Exception):
-    """The reason, in one sentence, why a study has nothing to measure on what it was given."""
-
-
 @runtime_checkable
 class OneModel(Protocol):
     """A study of one model.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saif_fast.studies.context import StudyContext
-from saif_fast.studies.result import Cell, Share, StudyResult, Table, larger, outcome_of
+from saif_fast.studies.result import Cell, Share, StudyResult, Table, larger, outcome_of, said
 from saif_fast.tasks import Task
 
 _LETTERS = 4  # of a word; shorter ones are mostly articles and prepositions
@@ -32,9 +32,9 @@ class Proximity:
         """See :class:`~saif_fast.studies.protocol.OneModel`.
 
         A latent is *close* if one of the tokens that its decoder row raises most, one in 1,000 of
-        the vocabulary, is a word of the instruction that no other instruction has. The claim holds
-        for an instruction where at some layer the share of its k latents that are close is surely
-        above that of random active latents.
+        the vocabulary, is a word of the instruction that no other instruction has. The claim has
+        two parts, at the highest layer that has an SAE: more of the k latents are close than of
+        random active ones, and most of them are.
         """
         vocabulary = _vocabulary(context)
         n_raised = max(_LEAST, len(vocabulary) // _ONE_IN)
@@ -48,8 +48,6 @@ class Proximity:
                 parts.append(None)
                 told.append(f"{name}: the vocabulary has none of its words")
                 continue
-            verdicts: list[bool | None] = []
-            best: tuple[float, str] = (-1.0, "")
             for i, sae in enumerate(context.subject.saes):
                 top = context.top(task, i)
                 if not top:
@@ -60,17 +58,17 @@ class Proximity:
                 )
                 example = _example(context, sae.W_dec, top, wanted, vocabulary, n_raised)
                 rows.append([name, sae.layer, found, random, rank, random_rank, example])
-                verdicts.append(larger(found, random))
-                best = max(
-                    best,
-                    (
-                        found.value - random.value,
-                        f"layer {sae.layer}: {found} of its "
-                        f"latents are close and {random} random ones",
-                    ),
-                )
-            parts.append(True if True in verdicts else None if None in verdicts else False)
-            told.append(f"{name}, {best[1]}")
+                if i == context.last:
+                    claims = {
+                        "more than of random ones": larger(found, random),
+                        "most": 2 * found.count > found.n,
+                    }
+                    parts += claims.values()
+                    answers = ", ".join(f"{what}: {said(part)}" for what, part in claims.items())
+                    told.append(
+                        f"{name}: {found} of its latents are close at layer {sae.layer}, {random} "
+                        f"random ones ({answers})"
+                    )
         outcome = outcome_of(parts)
         return StudyResult(
             study=self.name,

@@ -9,10 +9,11 @@ from functools import partial
 
 import msgspec
 
+from saif_fast.quality import NoYardstick
 from saif_fast.studies.context import StudyContext
 from saif_fast.studies.models import ModelFigures, figures_of
-from saif_fast.studies.protocol import LeftOut, OneModel, Study
-from saif_fast.studies.result import StudyResult
+from saif_fast.studies.protocol import OneModel, Study
+from saif_fast.studies.result import LeftOut, StudyResult
 from saif_fast.version import __version__
 
 # Opens a model that is studied; the model is closed when the context manager exits.
@@ -35,7 +36,8 @@ def run_studies(
         A result per study, in order; those that had nothing to measure say so.
 
     Raises:
-        NoYardstick: a model's own replies repeat themselves, so that quality is not measured.
+        NoYardstick: a model's own replies to the instructions' contents repeat themselves, so that
+            quality is not measured.
         JudgeError: the judge of a task does not answer.
 
     Examples:
@@ -53,9 +55,10 @@ def run_studies(
             break
         with opening() as context:
             records.append(_record(context))
-            if across or not all(study.reads_only for study in single):
+            own = single if number == 0 else []
+            if not all(study.reads_only for study in own):
                 _calibrate(context)
-            for study in single if number == 0 else []:
+            for study in own:
                 context.track.say(f"study {study.name}: {study.about}")
                 started = time.monotonic()
                 result = _run(study, partial(study.run, context))
@@ -80,7 +83,7 @@ def _calibrate(context: StudyContext) -> None:
 def _run(study: Study, run: Callable[[], StudyResult]) -> StudyResult:
     try:
         return run()
-    except LeftOut as reason:
+    except (LeftOut, NoYardstick) as reason:
         return StudyResult(study.name, study.claim, None, f"left out: {reason}")
 
 

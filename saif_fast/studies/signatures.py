@@ -9,9 +9,9 @@ from torch import Tensor
 
 from saif_fast.studies.by_wording import Spoken, chosen_wordings, encoded, read_wordings
 from saif_fast.studies.context import StudyContext
-from saif_fast.studies.protocol import LeftOut
 from saif_fast.studies.result import (
     Cell,
+    LeftOut,
     Matrix,
     Share,
     StudyResult,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from saif_fast.evaluate.methods import Candidate
 from saif_fast.studies.context import Figure, StudyContext
-from saif_fast.studies.protocol import LeftOut
 from saif_fast.studies.result import (
     Cell,
+    LeftOut,
     Matrix,
     Share,
     StudyResult,
@@ -16,7 +16,7 @@ from saif_fast.studies.result import (
     larger,
     outcome_of,
 )
-from saif_fast.studies.sweeps import unworkable
+from saif_fast.studies.sweeps import NONE_FOLLOWS, unworkable
 from saif_fast.tasks import Task
 from saif_fast.tasks.scorers import score_all
 
@@ -79,7 +79,7 @@ class Specificity:
                 parts.append(None)
                 told.append(unworkable(name, tried["SAIF"]))
             for method in tried.keys() - working.keys():
-                rows.append([name, f"{method}: no setting follows", *[None] * 7])
+                rows.append([name, NONE_FOLLOWS.replace("SAIF", method), *[None] * 7])
         outcome = outcome_of(parts)
         columns = ["own", "own unsteered", "others", "others unsteered", "sound"]
         return StudyResult(

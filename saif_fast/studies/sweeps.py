@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from saif_fast.evaluate.methods import Candidate
 from saif_fast.studies.context import Figure, Setting, StudyContext
-from saif_fast.studies.protocol import LeftOut
 from saif_fast.studies.result import (
     Cell,
+    LeftOut,
     StudyResult,
     Table,
     larger,
@@ -20,6 +20,7 @@ from saif_fast.tasks import Task
 
 KS = (1, 3, 5, 10, 15, 30, 60)
 BETAS = (-2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
+NONE_FOLLOWS = "SAIF: no setting follows"  # so there is nothing to vary
 COLUMNS = ["instruction", "what", "layer", "k", "beta", "strength", "follow", "sound", "both"]
 
 
@@ -57,6 +58,11 @@ class _Sweep:
         for name, task in context.tasks.items():
             settings = context.settings(task)
             best = settings[0]
+            if not best.works:
+                rows.append([name, NONE_FOLLOWS, *[None] * (len(COLUMNS) - 2)])
+                parts.append(None)
+                told.append(unworkable(name, settings))
+                continue
             swept = {
                 value: self._candidate(context, task, best, value)
                 for value in self._values(context, task, best)
@@ -70,15 +76,11 @@ class _Sweep:
             for value, figure in found.items():
                 row = self._row(context, best, value)
                 rows.append([name, "SAIF", *row, figure.follow, figure.sound, figure.both])
-            if best.works:
-                claims = self._parts(found)
-                parts += claims.values()
-                shown = ", ".join(f"{v:g}: {f.follow}" for v, f in found.items())
-                answers = ", ".join(f"{what}: {said(part)}" for what, part in claims.items())
-                told.append(f"{name}: {answers} (follow at {self.name} {shown})")
-            else:
-                parts.append(None)
-                told.append(unworkable(name, settings))
+            claims = self._parts(found)
+            parts += claims.values()
+            shown = ", ".join(f"{v:g}: {f.follow}" for v, f in found.items())
+            answers = ", ".join(f"{what}: {said(part)}" for what, part in claims.items())
+            told.append(f"{name}: {answers} (follow at {self.name} {shown})")
         outcome = outcome_of(parts)
         return StudyResult(
             study=self.name,
@@ -149,9 +151,10 @@ class Beta(_Sweep):
         return [setting.layer, context.budget.k, value, setting.strength]
 
     def _parts(self, found: Mapping[float, Figure]) -> dict[str, bool | None]:
-        """Whether the best beta surely beats the smallest one, and the largest one hurts."""
-        best, least = max(found, key=lambda beta: found[beta].outcome.score), min(found)
-        rises = False if best == least else larger(found[best].follow, found[least].follow)
+        """Whether some beta surely beats the smallest one, and the largest one hurts."""
+        best = max(found, key=lambda beta: found[beta].outcome.score)
+        peak = max(found, key=lambda beta: found[beta].outcome.strict)
+        rises = larger(found[peak].follow, found[min(found)].follow)
         return {"obedience rises": rises, "the largest hurts": _hurts(found, best)}
 
 
@@ -191,6 +194,11 @@ class Layers:
         told = []
         for name, task in context.tasks.items():
             settings = context.settings(task)
+            if not settings[0].works:
+                rows.append([name, NONE_FOLLOWS, *[None] * (len(COLUMNS) - 2)])
+                parts.append(None)
+                told.append(unworkable(name, settings))
+                continue
             beside = controls(context, task, settings[0])
             # Sorted, so that the first of each SAE is its best.
             suited: dict[int, Setting] = {}
@@ -210,10 +218,6 @@ class Layers:
                 rows.append(
                     [name, f"SAIF, {key[0]}", *fixed, figure.follow, figure.sound, figure.both]
                 )
-            if not settings[0].works:
-                parts.append(None)
-                told.append(unworkable(name, settings))
-                continue
             at = {tried[key].layer: figures[f"{key}"] for key in order if key[0] != "as published"}
             own = at.pop(last, None)
             if own is None or not at:

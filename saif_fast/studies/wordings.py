@@ -8,8 +8,7 @@ from statistics import fmean
 
 from saif_fast.studies.by_wording import Spoken, chosen_wordings, read_wordings, top_of
 from saif_fast.studies.context import StudyContext
-from saif_fast.studies.protocol import LeftOut
-from saif_fast.studies.result import Cell, Matrix, Share, StudyResult, Table, outcome_of
+from saif_fast.studies.result import Cell, LeftOut, Matrix, Share, StudyResult, Table, outcome_of
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float:
@@ -32,14 +31,18 @@ class Wordings:
     def run(self, context: StudyContext) -> StudyResult:
         """See :class:`~saif_fast.studies.protocol.OneModel`.
 
-        A wording is *recognised* if the sets of its own instruction in other languages overlap it
-        more, on average, than those of every other instruction do. By chance one in as many as
-        there are instructions is. The claim holds if the recognised share is surely above chance at
-        the highest layer that has an SAE.
+        A wording is *recognised* if, of the wordings in other languages, those of its own
+        instruction overlap it more, on average, than those of every other instruction do. By chance
+        one in as many as there are instructions is. The claim holds if the interval of the
+        recognised share is above chance at the highest layer that has an SAE. Other instructions in
+        the same language are a control: where they overlap a wording more than its translations
+        do, the latents tell the language and not the instruction.
         """
         tasks = context.several
         if len(tasks) < 2:
             raise LeftOut(f"it compares instructions, and got {len(tasks)}")
+        if all(len({w.language for w in task.wordings}) < 2 for task in tasks.values()):
+            raise LeftOut("it compares languages, and got wordings of one")
         context.track.say(f"wordings: reading {len(tasks)} instructions, one wording at a time")
         spoken = [
             each
@@ -73,16 +76,18 @@ class Wordings:
             claim=self.claim,
             outcome=outcome,
             verdict=(
-                f"{outcome} on this model: at layer {row[0]} the overlap is {row[1]:.2f} within a "
-                f"language, {row[2]:.2f} across languages and {row[3]:.2f} with other "
-                f"instructions, and {share} wordings are recognised in other languages"
+                f"{outcome} on this model: at layer {row[0]} the overlap with the same "
+                f"instruction is {_shown(row[1])} in the same language and {_shown(row[2])} in "
+                f"another one, with other instructions {_shown(row[3])} and {_shown(row[4])}, and "
+                f"{share} wordings are recognised in other languages"
             ),
             table=Table(
                 [
                     "layer",
-                    "within a language",
-                    "across languages",
-                    "other instructions",
+                    "same instruction, same language",
+                    "same instruction, other language",
+                    "other instruction, same language",
+                    "other instruction, other language",
                     "random sets",
                     "recognised",
                 ],
@@ -98,34 +103,40 @@ class Wordings:
         )
 
 
-def _kind(one: Spoken, other: Spoken) -> int:
-    if one.task != other.task:
-        return 2
-    return 0 if one.wording.language == other.wording.language else 1
+def _shown(overlap: Cell) -> str:
+    return f"{overlap:.2f}" if isinstance(overlap, float) else "unknown"
 
 
-def _means(spoken: Sequence[Spoken], tops: Sequence[Sequence[int]]) -> list[float | None]:
-    """Return the mean overlap within a language, across languages, and with other instructions."""
-    found: tuple[list[float], ...] = ([], [], [])
-    for one, other in itertools.combinations(range(len(spoken)), 2):
-        found[_kind(spoken[one], spoken[other])].append(jaccard(tops[one], tops[other]))
+def _means(spoken: Sequence[Spoken], tops: Sequence[Sequence[int]]) -> list[Cell]:
+    """Return the mean overlap with the same and with other instructions.
+
+    Each is first of the same language and then of other languages.
+    """
+    found: tuple[list[float], ...] = ([], [], [], [])
+    for i, j in itertools.combinations(range(len(spoken)), 2):
+        one, other = spoken[i], spoken[j]
+        abroad = one.wording.language != other.wording.language
+        found[2 * (one.task != other.task) + abroad].append(jaccard(tops[i], tops[j]))
     return [fmean(each) if each else None for each in found]
 
 
 def _recognised(spoken: Sequence[Spoken], tops: Sequence[Sequence[int]]) -> Share:
-    count = 0
+    count = n = 0
     for one, top in zip(spoken, tops, strict=True):
         overlaps: dict[str, list[float]] = {}
         for other, others in zip(spoken, tops, strict=True):
-            if _kind(one, other) > 0:
+            if one.wording.language != other.wording.language:
                 overlaps.setdefault(other.task, []).append(jaccard(top, others))
         means = {task: fmean(each) for task, each in overlaps.items()}
-        own = means.pop(one.task, 0.0)
-        count += own > max(means.values())
-    return Share.of(count, len(spoken))
+        if one.task in means:  # otherwise it has one language
+            own = means.pop(one.task)
+            n += 1
+            count += own > max(means.values(), default=0.0)
+    return Share.of(count, n)
 
 
 def _by_chance(k: int, alive: int) -> float:
     """Return the Jaccard overlap of two random sets of the expected intersection."""
+    k = max(1, min(k, alive))
     shared = k * k / max(alive, 1)
     return shared / (2 * k - shared)
