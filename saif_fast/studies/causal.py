@@ -40,14 +40,15 @@ class Causal:
 
         Latents are clamped to 0 at every token, at the highest layer that has an SAE and at all of
         them at once. Random latents are drawn from those that are active on the instructed prompts,
-        as many per layer. The claim holds for an instruction if for some ablation obedience is
-        surely below that of the asked model, and below that of the random ablation.
+        as many per layer. The claim is judged at the highest layer with k latents: it holds for an
+        instruction whose obedience is surely below that of the asked model, and below that of the
+        random ablation. The larger ablations are shown, because they break the text of some models.
         """
         ranges = list(range(len(context.subject.saes)))
         places = {f"layer {context.subject.saes[context.last].layer}": [context.last]}
         if len(ranges) > 1:
             places[f"all {len(ranges)} layers"] = ranges
-        sizes = sorted({context.budget.k, LARGE})
+        sizes = list(dict.fromkeys((context.budget.k, LARGE)))
         rows: list[list[Cell]] = []
         parts: list[bool | None] = []
         told = []
@@ -90,12 +91,12 @@ class Causal:
                     shares: list[Cell] = [figure.follow, figure.sound, figure.both]
                     rows.append([name, f"prompted, without {what}", where, k, *shares])
                 holds = both_hold(larger(asked, own.follow), larger(random.follow, own.follow))
-                verdicts.append(holds)
+                verdicts.append(holds)  # the first is that of k latents at the highest layer
                 told.append(
                     f"{name}, {k} latents at {where}: {own.follow} without them, "
                     f"{random.follow} without random ones, {asked} with all"
                 )
-            parts.append(_best(verdicts) if asked.count else None)
+            parts.append(verdicts[0] if asked.count else None)
         outcome = outcome_of(parts)
         return StudyResult(
             study=self.name,
@@ -107,12 +108,6 @@ class Causal:
             ),
             settings={**context.fixed, "edit": "clamp:0", "scope": "all"},
         )
-
-
-def _best(verdicts: Sequence[bool | None]) -> bool | None:
-    if True in verdicts:
-        return True
-    return None if None in verdicts else False
 
 
 def _ablated(

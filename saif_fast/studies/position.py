@@ -22,7 +22,8 @@ class InstructionPosition:
         """See :class:`~saif_fast.studies.protocol.OneModel`.
 
         Each position has its own best setting of the same search. The claim holds for an
-        instruction where the set of the later position is followed surely more often.
+        instruction where the set of the later position is followed surely more often; it is unclear
+        where neither set is followed at all.
         """
         rows: list[list[Cell]] = []
         parts: list[bool | None] = []
@@ -54,7 +55,7 @@ class InstructionPosition:
                 told.append(unworkable(name, context.settings(task)))
                 continue
             post, pre = figures["post"].follow, figures["pre"].follow
-            parts.append(larger(post, pre))
+            parts.append(larger(post, pre) if post.count or pre.count else None)
             told.append(
                 f"{name}: SAIF {post} after and {pre} before the content, prompted "
                 f"{figures['prompted'].follow} and {before.follow}, overlap of the latents "

@@ -76,7 +76,7 @@ class _Sweep:
             for value, figure in found.items():
                 row = self._row(context, best, value)
                 rows.append([name, "SAIF", *row, figure.follow, figure.sound, figure.both])
-            claims = self._parts(found)
+            claims = self._parts(found, figures["unsteered"])
             parts += claims.values()
             shown = ", ".join(f"{v:g}: {f.follow}" for v, f in found.items())
             answers = ", ".join(f"{what}: {said(part)}" for what, part in claims.items())
@@ -102,7 +102,7 @@ class _Sweep:
     def _row(self, context: StudyContext, setting: Setting, value: float) -> list[Cell]:
         raise NotImplementedError
 
-    def _parts(self, found: Mapping[float, Figure]) -> dict[str, bool | None]:
+    def _parts(self, found: Mapping[float, Figure], unsteered: Figure) -> dict[str, bool | None]:
         raise NotImplementedError
 
 
@@ -127,11 +127,17 @@ class NumberOfLatents(_Sweep):
     def _row(self, context: StudyContext, setting: Setting, value: float) -> list[Cell]:
         return [setting.layer, int(value), 0.0, setting.strength]
 
-    def _parts(self, found: Mapping[float, Figure]) -> dict[str, bool | None]:
-        """Whether the best k surely beats one latent, and the largest k costs text or obedience."""
-        best = max(found, key=lambda k: found[k].outcome.score)
-        several = False if best == 1 else larger(found[best].follow, found[1].follow)
-        return {"several are needed": several, "too many hurt": _hurts(found, best)}
+    def _parts(self, found: Mapping[float, Figure], unsteered: Figure) -> dict[str, bool | None]:
+        """Whether the best k surely beats one latent, and the largest k costs text or obedience.
+
+        Both are unclear where no k is followed surely more often than nothing.
+        """
+        parts: dict[str, bool | None] = {"several are needed": None, "too many hurt": None}
+        if _works(found, unsteered):
+            best = max(found, key=lambda k: found[k].outcome.score)
+            several = False if best == 1 else larger(found[best].follow, found[1].follow)
+            parts = {"several are needed": several, "too many hurt": _hurts(found, best)}
+        return parts
 
 
 class Beta(_Sweep):
@@ -150,12 +156,23 @@ class Beta(_Sweep):
     def _row(self, context: StudyContext, setting: Setting, value: float) -> list[Cell]:
         return [setting.layer, context.budget.k, value, setting.strength]
 
-    def _parts(self, found: Mapping[float, Figure]) -> dict[str, bool | None]:
-        """Whether some beta surely beats the smallest one, and the largest one hurts."""
-        best = max(found, key=lambda beta: found[beta].outcome.score)
-        peak = max(found, key=lambda beta: found[beta].outcome.strict)
-        rises = larger(found[peak].follow, found[min(found)].follow)
-        return {"obedience rises": rises, "the largest hurts": _hurts(found, best)}
+    def _parts(self, found: Mapping[float, Figure], unsteered: Figure) -> dict[str, bool | None]:
+        """Whether some beta surely beats the smallest one, and the largest one hurts.
+
+        Both are unclear where no beta is followed surely more often than nothing.
+        """
+        parts: dict[str, bool | None] = {"obedience rises": None, "the largest hurts": None}
+        if _works(found, unsteered):
+            best = max(found, key=lambda beta: found[beta].outcome.score)
+            peak = max(found, key=lambda beta: found[beta].outcome.strict)
+            rises = larger(found[peak].follow, found[min(found)].follow)
+            parts = {"obedience rises": rises, "the largest hurts": _hurts(found, best)}
+        return parts
+
+
+def _works(found: Mapping[float, Figure], unsteered: Figure) -> bool:
+    """Tell whether any value is followed surely more often than nothing."""
+    return any(larger(figure.follow, unsteered.follow) for figure in found.values())
 
 
 def _hurts(found: Mapping[float, Figure], best: float) -> bool | None:
@@ -183,8 +200,9 @@ class Layers:
     def run(self, context: StudyContext) -> StudyResult:
         """See :class:`~saif_fast.studies.protocol.OneModel`.
 
-        The claim holds for an instruction where the last layer's set is followed surely more often
-        than the best other one's; it does not where another layer's is followed more often.
+        The claim holds for an instruction where the last layer's set has a higher score than the
+        best other one's, and is surely followed or sound more often. It does not where another
+        layer has a higher score, and is unclear where no layer's set is followed at all.
         """
         saes, last = context.subject.saes, context.subject.saes[context.last].layer
         if len(saes) < 2:
@@ -225,7 +243,7 @@ class Layers:
                 told.append(f"{name}: latents rise at one layer only, or not at layer {last}")
                 continue
             best = max(at, key=lambda layer: (at[layer].outcome.score, at[layer].outcome.strict))
-            parts.append(_ahead(own, at[best]))
+            parts.append(ahead(own, at[best]))
             told.append(
                 f"{name}: layer {last} {own.follow} follow and {own.sound} are sound, "
                 f"layer {best} {at[best].follow} and {at[best].sound}"
@@ -243,8 +261,10 @@ class Layers:
         )
 
 
-def _ahead(own: Figure, other: Figure) -> bool | None:
+def ahead(own: Figure, other: Figure) -> bool | None:
     """Tell whether one layer is better: by score, and surely if in obedience or in soundness."""
+    if not own.outcome.strict and not other.outcome.strict:
+        return None
     if own.outcome.score <= other.outcome.score:
         return False
     sure = larger(own.follow, other.follow) or larger(own.sound, other.sound)

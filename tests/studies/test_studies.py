@@ -15,7 +15,7 @@ from saif_fast.studies.protocol import OneModel
 from saif_fast.studies.proximity import _names, own_words
 from saif_fast.studies.result import LeftOut
 from saif_fast.studies.specificity import Specificity, _specific
-from saif_fast.studies.sweeps import Beta, Layers, NumberOfLatents, _ahead
+from saif_fast.studies.sweeps import Beta, Layers, NumberOfLatents, ahead
 from saif_fast.studies.wordings import Wordings, jaccard
 from saif_fast.tasks import Score, get_task
 
@@ -111,26 +111,34 @@ def test_the_last_layer_is_best_here(result: Run) -> None:
     assert {row["layer"] for row in rows(result("layer"))} == {None, 1, 2}
 
 
+NOTHING = figure(0, 24)
+
+
 def test_too_many_hurt_where_the_largest_costs_text_or_obedience() -> None:
+    def parts(found: dict[float, Figure]) -> list[bool | None]:
+        return list(NumberOfLatents()._parts(found, NOTHING).values())
+
     flat = {1.0: figure(0, 24), 5.0: figure(20, 24), 60.0: figure(20, 24)}
-    assert NumberOfLatents()._parts(flat) == {"several are needed": True, "too many hurt": False}
-    broken = {**flat, 60.0: figure(20, 4)}
-    assert NumberOfLatents()._parts(broken)["too many hurt"] is True
-    alone = {1.0: figure(20, 24), 5.0: figure(10, 24)}
-    assert NumberOfLatents()._parts(alone)["several are needed"] is False
+    assert parts(flat) == [True, False]
+    assert parts({**flat, 60.0: figure(20, 4)}) == [True, True]
+    assert parts({1.0: figure(20, 24), 5.0: figure(10, 24)})[0] is False
+    assert parts({1.0: figure(0, 24), 5.0: figure(1, 24), 60.0: figure(0, 0)}) == [None, None]
 
 
 def test_beta_is_judged_by_its_ends() -> None:
-    rises = {-1.0: figure(0, 24), 0.0: figure(20, 24), 4.0: figure(0, 0)}
-    assert Beta()._parts(rises) == {"obedience rises": True, "the largest hurts": True}
-    grows = {-1.0: figure(10, 24), 0.0: figure(11, 24), 4.0: figure(12, 24)}
-    assert Beta()._parts(grows) == {"obedience rises": None, "the largest hurts": False}
+    def parts(found: dict[float, Figure]) -> list[bool | None]:
+        return list(Beta()._parts(found, NOTHING).values())
+
+    assert parts({-1.0: figure(0, 24), 0.0: figure(20, 24), 4.0: figure(0, 0)}) == [True, True]
+    assert parts({-1.0: figure(10, 24), 0.0: figure(11, 24), 4.0: figure(12, 24)}) == [None, False]
+    assert parts({-1.0: figure(0, 24), 0.0: figure(2, 24), 4.0: figure(0, 0)}) == [None, None]
 
 
 def test_a_layer_is_ahead_by_score_and_surely_in_something() -> None:
-    assert _ahead(figure(20, 24), figure(4, 24)) is True
-    assert _ahead(figure(13, 24), figure(12, 24)) is None
-    assert _ahead(figure(20, 0), figure(12, 24)) is False
+    assert ahead(figure(20, 24), figure(4, 24)) is True
+    assert ahead(figure(13, 24), figure(12, 24)) is None
+    assert ahead(figure(20, 0), figure(12, 24)) is False
+    assert ahead(figure(0, 24), figure(0, 0)) is None
 
 
 def test_a_set_that_makes_others_followed_is_not_specific() -> None:
