@@ -10,6 +10,7 @@ from saif_fast.cli.generate import generate
 from saif_fast.cli.identify import identify
 from saif_fast.cli.report import report
 from saif_fast.cli.sets import export, inspect, make
+from saif_fast.cli.study import HELP, study
 from saif_fast.cli.tasks import tasks
 
 __all__ = ["app", "main"]
@@ -19,6 +20,7 @@ app.command()(make)
 app.command()(inspect)
 app.command()(generate)
 app.command("eval")(evaluate)
+app.command(help=HELP)(study)
 app.command()(report)
 app.command()(export)
 app.command()(demo)
