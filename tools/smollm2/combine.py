@@ -29,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sets", type=Path)
     parser.add_argument("combinations", nargs="+")
     parser.add_argument("--contents", type=int, default=100, help="report contents")
-    parser.add_argument("--scope", help="saif_scope of all requests; none = the sets' own")
+    parser.add_argument("--scope", help="saif_scope of all requests; none = the sets' own window")
+    parser.add_argument("--stop", type=int, help="saif_stop of all requests")
+    parser.add_argument("--decay", help="saif_decay of all requests")
     given = parser.parse_args(arguments)
     directory = SetDirectory(given.sets)
-    options: dict[str, str | int | float] = (
-        {} if given.scope is None else {"saif_scope": given.scope}
-    )
+    said = {"saif_scope": given.scope, "saif_stop": given.stop, "saif_decay": given.decay}
+    options = {key: value for key, value in said.items() if value is not None}
     tokenizer = load_tokenizer(NAME)
 
     rows: list[tuple[str, str | None, list[Task], str | None]] = []
