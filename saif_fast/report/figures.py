@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import html
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from saif_fast.evaluate.document import TaskResults, TriedCandidate
 from saif_fast.evaluate.results import ResultRow
 from saif_fast.names import set_name
+from saif_fast.report.axes import (
+    LEAST_RANGE,
+    SHARE_AXIS,
+    category,
+    error_bars,
+    heat_map,
+    label,
+    labels,
+    layout,
+)
 from saif_fast.report.page import Figure
 from saif_fast.report.verdict import portion
 
 # The axes of a method's heat map are its first parameters of these names.
 _ROWS = ("layer", "layers", "tokens")
 _COLUMNS = ("strength", "multiple", "largest_bias", "beta")
-_SCALE = [[0.0, "--scale-0"], [0.5, "--scale-1"], [1.0, "--scale-2"]]
-_MOST_TICKS = 8
-_LEAST_RANGE = 0.1  # of the colours, so that a score of 0.01 does not look like success
 
 _COLOURS = {
     "unsteered": ("--m-grey", "circle-open"),
@@ -33,7 +39,6 @@ _COLOURS = {
     "noise": ("--m-grey", "cross"),
 }
 _MORE = ("--m-brown", "--m-pink", "--m-olive", "--m-cyan")
-_FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"}
 
 
 def colour_of(method: str) -> tuple[str, str]:
@@ -63,7 +68,7 @@ def heat_maps(name: str, task: TaskResults) -> list[tuple[str, Figure]]:
         >>> [method for method, _ in heat_maps("french", task)]
         ['project', 'saif', 'live']
     """
-    top = max([_LEAST_RANGE, *(each.score for each in task.tried)])
+    top = max([LEAST_RANGE, *(each.score for each in task.tried)])
     last = max((each.round for each in task.tried), default=0)
     methods = dict.fromkeys(each.method for each in task.tried)
     found = []
@@ -92,49 +97,31 @@ def _heat_map(
 ) -> Figure:
     cells: dict[tuple[str, str], TriedCandidate] = {}
     for each in candidates:
-        place = (_label(each.parameters[rows]), _label(each.parameters[columns]))
+        place = (label(each.parameters[rows]), label(each.parameters[columns]))
         if place not in cells or _rank(each) > _rank(cells[place]):
             cells[place] = each
-    down = _values(each.parameters[rows] for each in candidates)
-    across = _values(each.parameters[columns] for each in candidates)
+    down = labels(each.parameters[rows] for each in candidates)
+    across = labels(each.parameters[columns] for each in candidates)
     grid = [[cells.get((row, column)) for column in across] for row in down]
-    trace = {
-        "type": "heatmap",
-        "x": across,
-        "y": down,
-        "z": [[None if cell is None else round(cell.score, 4) for cell in line] for line in grid],
-        # The number is told of those only that were tried on the most contents.
-        "text": [
-            [
-                f"{cell.score:.2f}".lstrip("0") if cell and cell.round == last else ""
-                for cell in line
-            ]
-            for line in grid
-        ],
-        "customdata": [[_hover(cell) for cell in line] for line in grid],
-        "texttemplate": "%{text}",
-        "textfont": {"size": 11},
-        "hovertemplate": "%{customdata}<extra></extra>",
-        "hoverongaps": False,
-        "colorscale": _SCALE,
-        "zmin": 0,
-        "zmax": round(top, 4),
-        "xgap": 2,
-        "ygap": 2,
-        "showscale": False,
-        "colorbar": {"title": {"text": "score"}, "outlinewidth": 0, "thickness": 12},
-    }
-    layout = {
-        **_layout(),
-        "xaxis": _category(columns.replace("_", " "), across),
-        "yaxis": {**_category(rows, down), "tickvals": down, "ticktext": down},
+    # The number is told of those only that were tried on the most contents.
+    texts = [
+        [f"{cell.score:.2f}".lstrip("0") if cell and cell.round == last else "" for cell in line]
+        for line in grid
+    ]
+    scores = [[None if cell is None else round(cell.score, 4) for cell in line] for line in grid]
+    hovers = [[_hover(cell) for cell in line] for line in grid]
+    trace = {"x": across, "y": down, **heat_map(scores, texts, hovers, top, "score")}
+    shown = {
+        **layout(),
+        "xaxis": category(columns.replace("_", " "), across),
+        "yaxis": {**category(rows, down), "tickvals": down, "ticktext": down},
         "margin": {"l": 52, "r": 8, "t": 8, "b": 46},
     }
     return Figure(
         name=f"{set_name(name)}-score-{set_name(method)}",
         title=html.escape(f"{name}, {method}: score by {rows} and {columns.replace('_', ' ')}"),
         data=[trace],
-        layout=layout,
+        layout=shown,
         height=max(170, 70 + 26 * len(down)),
     )
 
@@ -143,22 +130,12 @@ def _rank(candidate: TriedCandidate) -> tuple[float, ...]:
     return candidate.round, candidate.score, candidate.both / candidate.n
 
 
-def _label(value: int | float | str) -> str:
-    return html.escape(value) if isinstance(value, str) else f"{value:g}"
-
-
-def _values(values: Iterable[int | float | str]) -> list[str]:
-    """Return the distinct values as labels, numbers ascending, then texts."""
-    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    return [_label(value) for value in distinct]
-
-
 def _hover(candidate: TriedCandidate | None) -> str:
     if candidate is None:
         return ""
     sound = "" if candidate.sound is None else f", {candidate.sound} sound, {candidate.both} both"
     settings = [
-        f"{html.escape(key.replace('_', ' '))}: {_label(value)}"
+        f"{html.escape(key.replace('_', ' '))}: {label(value)}"
         for key, value in candidate.parameters.items()
     ]
     counted = f"{candidate.strict} of {candidate.n} follow{sound}"
@@ -183,16 +160,10 @@ def obedience_and_quality(name: str, task: TaskResults) -> Figure | None:
     if not rows:
         return None
     traces = [*_curves(), *_tried(task), *(_point(*each) for each in rows.items())]
-    share = {
-        "range": [-0.04, 1.04],
-        "tickvals": [0, 0.25, 0.5, 0.75, 1],
-        "ticktext": ["0", "25 %", "50 %", "75 %", "100 %"],
-        **_AXIS,
-    }
-    layout = {
-        **_layout(),
-        "xaxis": {**share, "title": {"text": "quality: replies that are sound"}},
-        "yaxis": {**share, "title": {"text": "obedience: replies that follow"}},
+    shown = {
+        **layout(),
+        "xaxis": {**SHARE_AXIS, "title": {"text": "quality: replies that are sound"}},
+        "yaxis": {**SHARE_AXIS, "title": {"text": "obedience: replies that follow"}},
         "legend": {"orientation": "h", "y": -0.16, "font": {"size": 12}},
         "margin": {"l": 62, "r": 12, "t": 12, "b": 52},
         "hovermode": "closest",
@@ -201,7 +172,7 @@ def obedience_and_quality(name: str, task: TaskResults) -> Figure | None:
         name=f"{set_name(name)}-obedience-quality",
         title=html.escape(f"{name}: obedience against quality"),
         data=traces,
-        layout=layout,
+        layout=shown,
         height=420,
     )
 
@@ -254,23 +225,23 @@ def _tried(task: TaskResults) -> list[dict[str, Any]]:
 def _point(method: str, row: ResultRow) -> dict[str, Any]:
     assert row.quality is not None
     colour, symbol = colour_of(method)
-    label = html.escape(method)
+    name = html.escape(method)
     outline = {} if symbol.endswith("open") else {"color": "--paper"}
     told = [
-        f"<b>{label}</b>",
+        f"<b>{name}</b>",
         f"{portion(row, row.strict)} follow",
         f"{portion(row, row.quality)} are sound",
         *([] if row.both is None else [f"{portion(row, row.both)} both"]),
-        *(f"{html.escape(key)}: {_label(value)}" for key, value in row.parameters.items()),
+        *(f"{html.escape(key)}: {label(value)}" for key, value in row.parameters.items()),
     ]
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": label,
+        "name": name,
         "x": [row.quality],
         "y": [row.strict],
-        "error_x": _bars(row, row.quality, colour),
-        "error_y": _bars(row, row.strict, colour),
+        "error_x": error_bars([row.interval(row.quality)], [row.quality], colour),
+        "error_y": error_bars([row.interval(row.strict)], [row.strict], colour),
         "marker": {
             # What is open is drawn around the others, which may be at the same place.
             "size": 19 if symbol.endswith("open") else 11,
@@ -280,64 +251,4 @@ def _point(method: str, row: ResultRow) -> dict[str, Any]:
         },
         "customdata": ["<br>".join(told)],
         "hovertemplate": "%{customdata}<extra></extra>",
-    }
-
-
-def _bars(row: ResultRow, share: float, colour: str) -> dict[str, Any]:
-    low, high = row.interval(share)
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - share],
-        "arrayminus": [share - low],
-        "color": colour,
-        "thickness": 1.2,
-        "width": 0,
-    }
-
-
-# Axes do not zoom, so that a finger on a figure scrolls the page.
-_AXIS: Mapping[str, Any] = {
-    "fixedrange": True,
-    "zeroline": False,
-    "gridcolor": "--line",
-    "linecolor": "--line",
-    "tickfont": {"size": 11},
-}
-
-
-def _category(title: str, values: Sequence[str]) -> dict[str, Any]:
-    return {
-        **_AXIS,
-        "type": "category",
-        "title": {"text": html.escape(title), "standoff": 6},
-        "categoryorder": "array",
-        "categoryarray": list(values),
-        # Where they are many, every second one is named.
-        "tickvals": list(values)[:: 1 + (len(values) > _MOST_TICKS)],
-        "ticktext": [_short(each) for each in values][:: 1 + (len(values) > _MOST_TICKS)],
-        "tickangle": 0,
-        "showgrid": False,
-        "ticks": "",
-    }
-
-
-def _short(label: str) -> str:
-    """Return a number's label with two digits, if it is a long one."""
-    return f"{float(label):.2g}" if re.fullmatch(r"\d+\.\d+", label) and len(label) > 4 else label
-
-
-def _layout() -> dict[str, Any]:
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {**_FONT, "size": 12},
-        "hoverlabel": {
-            "bgcolor": "--paper",
-            "bordercolor": "--line",
-            "font": _FONT,
-            "align": "left",
-        },
-        "dragmode": False,
-        "showlegend": False,
     }

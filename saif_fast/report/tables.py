@@ -9,6 +9,7 @@ from saif_fast.evaluate.document import ShownLatent
 from saif_fast.evaluate.results import ResultRow
 from saif_fast.report.figures import colour_of
 from saif_fast.report.markup import Child, Html, joined, tag
+from saif_fast.studies.result import Share
 
 _SHOWN_LATENTS = 12
 
@@ -70,8 +71,11 @@ def results_table(rows: Mapping[str, ResultRow], best: str | None) -> Html:
 
 def _cell(method: str, name: str, row: ResultRow, field: str | None) -> Html:
     if field is not None:
-        share: float | None = getattr(row, field)
-        return tag("td", "–" if share is None else _interval(method, row, share))
+        value: float | None = getattr(row, field)
+        if value is None:
+            return tag("td", "–")
+        share = Share(row.count(value), row.n, *row.interval(value))
+        return tag("td", interval(share, method_style(method)))
     match name:
         case "score":
             return tag("td", "–" if row.score is None else f"{row.score:.2f}")
@@ -83,13 +87,19 @@ def _cell(method: str, name: str, row: ResultRow, field: str | None) -> Html:
     return tag("td", tag("span", settings(row.parameters), class_="small"), class_="wrap")
 
 
-def _interval(method: str, row: ResultRow, share: float) -> Html:
-    low, high = row.interval(share)
-    place = f"--low: {100 * low:.1f}%; --high: {100 * high:.1f}%; --at: {100 * share:.1f}%"
+def interval(share: Share, style: str) -> Html:
+    """Show a share as counts with its interval, as text and as a bar.
+
+    Args:
+        share: the share.
+        style: the bar's style, which has its colour.
+    """
+    low, high, at = (100 * each for each in (share.low, share.high, share.value))
+    place = f"--low: {low:.1f}%; --high: {high:.1f}%; --at: {at:.1f}%"
     return joined(
-        f"{row.count(share)}/{row.n} ",
-        tag("small", f"{100 * low:.0f}–{100 * high:.0f} %"),
-        tag("div", tag("i"), tag("b"), class_="bar", style=f"{place}; {method_style(method)}"),
+        f"{share} ",
+        tag("small", f"{low:.0f}–{high:.0f} %"),
+        tag("div", tag("i"), tag("b"), class_="bar", style=f"{place}; {style}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A results document with everything in it, made up: no model ran."""
+"""Results and studies with everything in them, made up: no model ran."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from saif_fast.evaluate.document import (
 from saif_fast.evaluate.intervals import wilson
 from saif_fast.evaluate.results import ResultRow
 from saif_fast.records import Latent, SaeReference
+from saif_fast.studies.result import Cell, Matrix, Share, StudyResult, Table
 
 LAYERS = (10, 12, 14, 17, 20, 22, 24, 26, 27, 29)
 STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -165,3 +166,56 @@ RUN = Run(
 
 def document(**tasks: TaskResults) -> ResultsDocument:
     return ResultsDocument(RUN, tasks or {"french": task(), "dir/own task.yaml": task("select")})
+
+
+def swept(instruction: str, what: str, k: int | None, follow: int, sound: int) -> list[Cell]:
+    return [instruction, what, k, 0.5, Share.of(follow, 24), Share.of(sound, 24)]
+
+
+SWEEP = StudyResult(
+    "k",
+    "One latent is not enough.",
+    "partly reproduced",
+    "partly reproduced on this model: french: several are needed: yes; title: unclear",
+    Table(
+        ["instruction", "what", "k", "strength", "follow", "sound"],
+        [
+            swept("french", "prompted", None, 20, 24),
+            *(swept("french", "SAIF", k, k, 24 - k) for k in (15, 1, 5)),
+            *(swept("french", "SAIF, scaled", k, k + 1, 24 - k) for k in (1, 5)),
+            *(swept("title", "SAIF", k, 0, 24) for k in (1, 5)),
+        ],
+    ),
+    settings={"seed": 0, "report": 24},
+    provenance={"model": "org/a-small-model", "runtime": "vllm", "seconds": 12.34},
+)
+
+
+def studies() -> list[StudyResult]:
+    labels = [f"instruction {i}" for i in range(20)]
+    values = [[1 / (1 + abs(i - j)) if i or j else None for j in range(20)] for i in range(20)]
+    own = StudyResult(
+        "specificity",
+        "They steer to their own instruction.",
+        "reproduced",
+        "reproduced on this model: own 15/24",
+        Table(
+            ["layer", "own", "overlap", "words", "of"],
+            [[14, Share.of(15, 24), 0.12345, "French", None]],
+        ),
+        Matrix("share of replies", ["SAIF: french"], ["french", "title"], [[0.625, None]]),
+        provenance={"model": "org/a-small-model; org/another"},
+    )
+    return [
+        SWEEP,
+        own,
+        StudyResult(
+            "wordings",
+            "The same in other wordings.",
+            "not reproduced",
+            f"not reproduced: {'; '.join(f'part {i}' for i in range(40))}",
+            matrix=Matrix("overlap", labels, labels, values),
+        ),
+        StudyResult("layer", "The last is best.", "undecided", "a sentence of another form"),
+        StudyResult("sizes", "It holds across sizes.", None, "left out: one model"),
+    ]

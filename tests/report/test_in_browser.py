@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, browsing
-from made_up import document
+from made_up import document, studies
 from test_page import hostile
+from test_studies import hostile as hostile_studies
 
-from saif_fast.report import make_page, sections_of, write_pngs
-from saif_fast.report.evaluation import lead_of, title_of
+from saif_fast.report import claims_section, make_page, sections_of, write_pngs
+from saif_fast.report.documents import Document, page_lead, page_sections, page_title
 from saif_fast.report.png import SCALE, WIDTH, find_browser
 
 # It starts a browser. `.ci/run` installs one and sets SAIF_BROWSER.
@@ -37,11 +38,14 @@ def view(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield found
 
 
+def page(*documents: Document) -> str:
+    return make_page(page_title(documents), page_lead(documents), page_sections(documents))
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = document()
     written = tmp_path_factory.mktemp("page") / "report.html"
-    written.write_text(make_page(title_of(results), lead_of(results), sections_of(results)))
+    written.write_text(page(document(), studies()))
     return written
 
 
@@ -51,9 +55,12 @@ def test_the_page_is_drawn_whole_and_asks_for_nothing(
     view: Browser, file: Path, width: int, dark: bool
 ) -> None:
     view.open(file, width, dark=dark)
-    assert view.draw_all() == sum(len(each.figures) for each in sections_of(document())) == 8
-    assert view.evaluate("document.querySelectorAll('.plot .heatmaplayer image').length") == 6
-    assert view.evaluate("document.querySelectorAll('.plot .scatterlayer .errorbar').length") == 16
+    sections = page_sections([document(), studies()])
+    assert view.draw_all() == sum(len(each.figures) for each in sections) == 12
+    assert view.evaluate("document.querySelectorAll('.plot .heatmaplayer image').length") == 8
+    # Of eight methods in two tasks; of 3, 2 and 2 values of k for two shares.
+    bars = "document.querySelectorAll('.plot .scatterlayer .errorbar').length"
+    assert view.evaluate(bars) == 16 + 14
     # Nothing is wider than the view: tables scroll in their own boxes.
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert view.evaluate("innerWidth") == width
@@ -66,7 +73,7 @@ def test_the_page_is_drawn_whole_and_asks_for_nothing(
 def test_a_wide_table_scrolls_in_its_box_on_a_phone(view: Browser, file: Path) -> None:
     view.open(file, 380)
     wider = "[...document.querySelectorAll('.scroll')].map(b => b.scrollWidth > b.clientWidth)"
-    assert view.evaluate(wider) == [True, True]
+    assert view.evaluate(wider)[:2] == [True, True]
 
 
 def test_figures_take_the_other_theme_when_it_changes(view: Browser, file: Path) -> None:
@@ -81,10 +88,10 @@ def test_figures_take_the_other_theme_when_it_changes(view: Browser, file: Path)
 
 
 def test_hostile_text_is_shown_and_runs_nothing(view: Browser, tmp_path: Path) -> None:
-    results, file = hostile(), tmp_path / "hostile.html"
-    file.write_text(make_page(title_of(results), lead_of(results), sections_of(results)))
+    file = tmp_path / "hostile.html"
+    file.write_text(page(hostile(), hostile_studies()))
     view.open(file, 380)
-    assert view.draw_all() == 2
+    assert view.draw_all() == 4
     assert view.evaluate("document.querySelectorAll('main img, nav img').length") == 0
     assert "onerror=alert(2)" in view.evaluate("document.querySelector('.reply').textContent")
     assert view.evaluate("document.documentElement.scrollWidth") <= 380
@@ -99,7 +106,7 @@ def test_even_text_that_became_markup_would_not_run(view: Browser, file: Path) -
 
 
 def test_each_figure_is_a_png_of_its_size(executable: str, tmp_path: Path) -> None:
-    figures = sections_of(document())[0].figures
+    figures = [*sections_of(document())[0].figures, *claims_section(studies()).figures]
     files = write_pngs(figures, tmp_path / "png")
     assert [each.stem for each in files] == [figure.name for figure in figures]
     for png, figure in zip(files, figures, strict=True):
