@@ -380,6 +380,9 @@ class LatentSet:
             f"latent set {self.content_hash[:12]}, hidden size {self.d_model}, "
             f"{self.num_layers} layers, method {self.provenance.method}"
         ]
+        if self.defaults:
+            given = " ".join(f"{key}={value}" for key, value in self.defaults.items())
+            lines.append(f"unless a request says otherwise: {given}")
         for tensors in self.sites:
             site = tensors.site
             source = f" from {site.sae.name}" if site.sae else ""

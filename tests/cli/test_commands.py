@@ -84,22 +84,20 @@ def test_auto_writes_the_best_set_of_a_search_and_records_it(saif, tmp_path: Pat
     assert document.run.candidates == 6 and searched.examples
     assert "the best of each method" in result.stdout and "before:" in result.stdout
     notes = LatentSet.load(output).provenance.notes
-    # Two that need no search, 36 drawn, and up to 3 more around the best of each method.
-    (tried,) = re.findall(r"task french, seed 0, (\d+) candidates, 8 contents", notes["search"])
-    assert 2 + 36 < int(tried) <= 2 + 36 + 18
+    # Two that need no search, and an equal number of each of six methods.
+    assert notes["search"].startswith(f"task french, seed 0, {2 + 6 * 6} candidates, 8 contents")
     assert re.search(r"\d+/40 follow, \d+ are sound, \d+ both; prompted: 40/40", notes["found"])
-    assert "request" not in notes  # it was found in the window that a plain request has
 
 
-def test_a_set_found_in_another_window_says_how_to_ask_for_it(saif, tmp_path: Path) -> None:
+def test_a_set_keeps_the_window_that_it_was_found_in(saif, tmp_path: Path) -> None:
     output = tmp_path / "set.safetensors"
     result = saif(
         *("identify", *EMBEDDED, "--instruction", "french", "--auto", "-o", output),
-        *("--candidates", "2", "--runtime", "transformers", "--window", "all"),
+        *("--candidates", "2", "--runtime", "transformers", "--window", "all, first 2"),
     )
     assert result.exit_code == 0, result.stderr
-    assert "use it with saif_scope=all" in result.stderr
-    assert LatentSet.load(output).provenance.notes["request"] == "saif_scope=all"
+    assert LatentSet.load(output).defaults == {"saif_scope": "all", "saif_stop": 2}
+    assert "unless a request says otherwise: saif_scope=all saif_stop=2" in result.stdout
 
 
 def test_a_set_is_tried_before_it_is_written(saif, tmp_path: Path) -> None:

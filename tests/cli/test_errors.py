@@ -170,7 +170,7 @@ def test_export_refuses_what_is_no_last_layer_constant(saif, tmp_path: Path) -> 
         ),
         (
             ("identify", *EMBEDDED, "--instruction", "french", "--auto", "--window", "some"),
-            "window: expected one of generated, all",
+            "window: expected one of generated, decaying",
         ),
         (
             ("identify", "--model", "missing/model", *EMBEDDED[2:], "--instruction", "french"),
