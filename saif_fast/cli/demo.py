@@ -31,7 +31,7 @@ SEARCHED = "lower_case"
 ROUNDS = (Round(contents=6, max_tokens=24, keep=6), Round(contents=16, max_tokens=48, keep=1))
 N_CANDIDATES = 8
 # Found beforehand by `saif eval`; their files say how.
-SHIPPED = ("numbered_list", "upper_case")
+SHIPPED = ("numbered_list", "quotation_marks")
 N_REPORT, N_EXAMPLES = 24, 3
 
 

@@ -13,7 +13,7 @@ from saif_fast.set_dir import SetDirectory
 
 pytestmark = [pytest.mark.engine, pytest.mark.extended, pytest.mark.timeout(900)]
 
-TASKS = ("lower_case", "numbered_list", "upper_case")
+TASKS = ("lower_case", "numbered_list", "quotation_marks")
 
 
 def test_the_demo_searches_shows_replies_and_ends_with_a_table(tmp_path: Path) -> None:
