@@ -47,6 +47,7 @@ def demo(
     started = time.monotonic()
     name = pick_runtime(runtime)
     known = {each: smollm2.set_path(each) for each in SHIPPED}
+    (output / "sets").mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(smollm2.NAME)
     subject = Subject.of(model, tokenizer, load_saes([smollm2.NAME]))
     tasks = {each: task_for(smollm2.NAME, each) for each in (SEARCHED, *SHIPPED)}
