@@ -17,7 +17,7 @@ from saif_fast import set_file
 from saif_fast.edits import Edit
 from saif_fast.records import Latent, Provenance, SaeReference, Site
 from saif_fast.set_file import SetHeader
-from saif_fast.windows import WINDOW_KEYS, parse_window
+from saif_fast.windows import check_window, said
 from saif_kernels import LatentEdits
 
 if TYPE_CHECKING:
@@ -74,12 +74,7 @@ class LatentSet:
             raise ValueError(f"sites: expected distinct layers in ascending order, got {layers}")
         for tensors in self.sites:
             self._check_site(tensors)
-        unknown = sorted(set(self.defaults) - set(WINDOW_KEYS))
-        if unknown:
-            raise ValueError(
-                f"defaults: expected keys among {', '.join(WINDOW_KEYS)}, got {unknown[0]!r}"
-            )
-        parse_window(self.defaults)
+        check_window(self.defaults)
 
     def _check_site(self, tensors: SiteTensors) -> None:
         layer, k = tensors.site.layer, len(tensors.site.latents)
@@ -381,8 +376,7 @@ class LatentSet:
             f"{self.num_layers} layers, method {self.provenance.method}"
         ]
         if self.defaults:
-            given = " ".join(f"{key}={value}" for key, value in self.defaults.items())
-            lines.append(f"unless a request says otherwise: {given}")
+            lines.append(f"unless a request says otherwise: {said(self.defaults)}")
         for tensors in self.sites:
             site = tensors.site
             source = f" from {site.sae.name}" if site.sae else ""

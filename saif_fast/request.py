@@ -15,7 +15,7 @@ from saif_fast.latent_set import LatentSet
 from saif_fast.limits import MAX_STRENGTH
 from saif_fast.names import NAME_PATTERN, listed
 from saif_fast.values import NUMBER, plain, quoted
-from saif_fast.windows import WINDOW_KEYS, parse_window
+from saif_fast.windows import WINDOW_KEYS, parse_window, said
 from saif_kernels import Window, largest_norm
 
 REQUEST_KEYS = ("saif", *WINDOW_KEYS)
@@ -130,15 +130,10 @@ def with_defaults(
             raise ValueError(
                 "saif_scope: expected a request to say which tokens are steered "
                 f"({', '.join(WINDOW_KEYS)}), because its sets say different things, "
-                f"{_said(first, defaults)} and {_said(other, defaults)}"
+                f"{first!r} {said(defaults[first])} and {other!r} {said(defaults[other])}"
             )
     scope, window = chosen
     return SteeringRequest(request.sets, window, scope)
-
-
-def _said(name: str, defaults: Mapping[str, Mapping[str, str | int | float]]) -> str:
-    given = " ".join(f"{key}={value}" for key, value in defaults[name].items())
-    return f"{name!r} {given or 'saif_scope=generated'}"
 
 
 def check_keys(extra_args: Mapping[str, object] | None) -> None:

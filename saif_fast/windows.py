@@ -47,6 +47,21 @@ def parse_window(given: Mapping[str, object]) -> tuple[str, Window]:
     return scope, Window(prompt=scope == "all", start=start, stop=stop, omega=omega, power=power)
 
 
+def check_window(defaults: Mapping[str, object]) -> None:
+    """Raise ValueError unless a set's ``defaults`` are a window that a request could say."""
+    unknown = sorted(set(defaults) - set(WINDOW_KEYS))
+    if unknown:
+        raise ValueError(
+            f"defaults: expected keys among {', '.join(WINDOW_KEYS)}, got {unknown[0]!r}"
+        )
+    parse_window(defaults)
+
+
+def said(defaults: Mapping[str, object]) -> str:
+    """Return a set's ``defaults`` as a request would say them."""
+    return " ".join(f"{key}={value}" for key, value in defaults.items()) or "saif_scope=generated"
+
+
 def _tokens(given: Mapping[str, object], key: str, default: int, least: int) -> int:
     value = given.get(key, default)
     if isinstance(value, float) and value.is_integer():  # JSON has one number type

@@ -149,7 +149,7 @@ class VllmRuntime:
 
 
 @contextmanager
-def _cpu_threads(threads: int | None) -> Iterator[None]:
+def _cpu_threads(threads: int | None = None) -> Iterator[None]:
     """Choose the OpenMP threads of an engine that starts inside, where the user has not.
 
     By default vLLM binds a thread to each core. The engine's core and the front end then run on

@@ -20,6 +20,7 @@ from saif_fast.records import Latent, Provenance
 from saif_fast.references import reference_of, sae_source
 from saif_fast.sae import SparseAutoencoder, load_sae
 from saif_fast.version import __version__
+from saif_fast.windows import said
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -171,6 +172,9 @@ def export(
     vector = strength * latent_set.edits_at(layer).vector
     # Only raised tokens: so few of them steer better than the largest of both signs.
     bias = largest(Unembedding(loaded).shift(vector, residual), logit_bias, raised=True)
+    if latent_set.defaults:
+        window = said(latent_set.defaults)
+        say(f"warning: a bias has no window, and counts for every token; the set has {window}")
     if clamped(bias) != bias:
         say(f"warning: biases beyond {API_LIMIT:g} were clamped, as the API asks")
     typer.echo(json.dumps({str(token): round(value, 4) for token, value in clamped(bias).items()}))

@@ -291,6 +291,14 @@ def test_export_uses_the_chat_template_where_identify_did(
     assert printed["true"] == printed[None] != printed["false"]
 
 
+def test_export_says_that_a_bias_has_no_window(saif, french: Path, tmp_path: Path) -> None:
+    windowed = replace(LatentSet.load(french), defaults={"saif_stop": 4})
+    file = windowed.save(tmp_path / "windowed.safetensors")
+    result = saif("export", file, "--logit-bias", "4", "--model", "embedded")
+    assert result.exit_code == 0 and len(json.loads(result.stdout)) == 4
+    assert "a bias has no window" in result.stderr and "saif_stop=4" in result.stderr
+
+
 def test_export_clamps_to_what_the_api_takes_and_says_so(saif, french: Path, monkeypatch) -> None:
     def huge(self: Unembedding, vector: Tensor, residual: Tensor) -> Tensor:
         return torch.linspace(200.0, -50.0, 1886)

@@ -22,6 +22,13 @@ def test_one_core_is_left_to_the_other_processes(
     assert THREADS not in os.environ and BIND not in os.environ
 
 
+def test_several_engines_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    with _cpu_threads(4):
+        assert os.environ[THREADS] == "4"
+
+
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(THREADS, "7")
     monkeypatch.setenv(BIND, "0-6")
