@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from saif_fast.set_dir import SetDirectory
+from saif_fast.tasks import get_task
 
 pytestmark = [pytest.mark.engine, pytest.mark.extended, pytest.mark.timeout(900)]
 
@@ -33,7 +34,7 @@ def test_the_demo_searches_shows_replies_and_ends_with_a_table(tmp_path: Path) -
     assert SetDirectory(tmp_path / "sets").load("lower_case").provenance.notes["search"]
     lines = done.stdout.splitlines()
     for task in TASKS:
-        (heading,) = (i for i, line in enumerate(lines) if line.startswith(f"{task}: "))
+        heading = lines.index(f"{task}: {get_task(task).wordings[0].text}")
         contents = [line for line in lines[heading + 1 : heading + 10] if line[2] != " "]
         assert len(contents) == 3, "three contents, each with a reply before and after"
         assert any(line.startswith(f"│ {task} ") for line in lines)

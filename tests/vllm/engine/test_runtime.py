@@ -50,7 +50,7 @@ if __name__ == "__main__":
     directory = SetDirectory(sys.argv[2])
     # A mapping: what is steered with need not be on disk.
     sets = {name: directory.load(name) for name in ("add_last", "clamp_middle")}
-    sets["windowed"] = replace(sets["clamp_middle"], defaults={"saif_stop": 3})
+    sets["windowed"] = replace(sets["clamp_middle"], defaults={"saif_start": 1})
     runtime = open_runtime("vllm", sys.argv[1], sets, max_model_len=512, dtype="float32")
     generated = runtime.generate(requests)
     texts = msgspec.json.decode(sys.argv[4], type=list[LogProbRequest])
@@ -105,12 +105,12 @@ def test_vllm_generates_and_scores_as_transformers_does(
     generated, scored = json.loads(line.removeprefix("RESULT "))
     got = msgspec.convert(generated, list[Generation])
 
-    windowed = replace(sets["clamp_middle"], defaults={"saif_stop": 3})
+    windowed = replace(sets["clamp_middle"], defaults={"saif_start": 1})
     offered = {**sets, "windowed": windowed}
     reference = open_runtime("transformers", model_path(), offered, dtype="float32")
     assert got == reference.generate(REQUESTS)
     assert len({tuple(generation.token_ids) for generation in got}) == len(REQUESTS)
-    said = msgspec.structs.replace(REQUESTS[3], saif="clamp_middle", options={"saif_stop": 3})
+    said = msgspec.structs.replace(REQUESTS[3], saif="clamp_middle", options={"saif_start": 1})
     assert reference.generate([said]) == [got[3]], "a set's window is as if the request said it"
     for request, row, expected in zip(TEXTS, scored, reference.log_probs(TEXTS), strict=True):
         assert row == pytest.approx(expected, abs=2e-3), request  # fp32; sums in another order
