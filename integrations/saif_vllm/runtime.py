@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from saif_fast.cores import usable_cores
 from saif_fast.hf import encode_continuations, encode_texts
 from saif_fast.latent_set import LatentSet
 from saif_fast.runtime import Generation, GenerationRequest, LogProbRequest
@@ -156,11 +157,8 @@ def _cpu_threads(threads: int | None = None) -> Iterator[None]:
     a bound thread's core, and the other threads spin until it is back: ten times slower on two
     cores. The engine's processes take the variables with them when they are made.
     """
-    # macOS has no affinity.
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
     chosen = {
-        "OMP_NUM_THREADS": str(threads or max(1, cores - 1)),
+        "OMP_NUM_THREADS": str(threads or max(1, usable_cores() - 1)),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     ours = {name: value for name, value in chosen.items() if name not in os.environ}

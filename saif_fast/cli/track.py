@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from saif_fast.cli.app import say
 from saif_fast.cli.loading import start_runtime
+from saif_fast.cores import usable_cores
 from saif_fast.evaluate.subject import Subject
 from saif_fast.replicas import Replicas
 from saif_fast.runtime import Runtime
@@ -46,7 +47,7 @@ def _engines(subject: Subject, model: str, name: str, sets: SetDirectory) -> Run
     }
     n_engines = 1
     if subject.model.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         weights = sum(each.nbytes for each in subject.model.parameters())
         room = memory // 2 // (weights + _ENGINE_BYTES)

@@ -199,5 +199,6 @@ def read_results(path: Path) -> ResultsDocument:
         return msgspec.json.decode(data, type=ResultsDocument)
     except (ValueError, msgspec.MsgspecError) as error:  # not UTF-8 is a ValueError
         raise ValueError(
-            f"{path}: expected results of saif eval, saif demo or saif identify --results: {error}"
+            f"{path}: expected results of saif eval, saif demo-tiny or saif identify --results: "
+            f"{error}"
         ) from None

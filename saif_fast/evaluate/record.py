@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saif_fast.cores import usable_cores
 from saif_fast.evaluate.document import (
     Example,
     Machine,
@@ -89,10 +89,9 @@ def machine() -> Machine:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return Machine(
         cpu=names[0] if names else platform.processor() or platform.machine(),
-        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        cores=usable_cores(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     )
 

@@ -38,7 +38,9 @@ def read_document(path: Path) -> Document:
         >>> isinstance(read_document(Path("study.json")), list)
         True
     """
-    expected = "expected results of saif eval, saif demo, saif identify --results or saif study"
+    expected = (
+        "expected results of saif eval, saif demo-tiny, saif identify --results or saif study"
+    )
     try:
         keys = msgspec.json.decode(read_text(path), type=_Keys)
     except OSError as error:

@@ -67,19 +67,17 @@ def gather(
         journal.add_scores(pairs.data_hash, scores)
     followed = [pair for pair, score in zip(scored, scores, strict=True) if score.loose]
     track.say(f"{len(followed)} of {len(scored)} replies follow the instruction")
+    own = {
+        pair: (replies[pair.positive].token_ids, replies[pair.negative].token_ids)
+        for pair in pairs.pairs
+    }
     texts_of: dict[Reading, _Sides] = {
-        "reply": {
-            pair: (replies[pair.positive].token_ids, replies[pair.negative].token_ids)
-            for pair in followed
-        },
+        "reply": {pair: own[pair] for pair in followed},
         "rewritten": _rewritten(task, subject, scored, replies, tokens),
     }
     known = {name: found for name, found in texts_of.items() if len(found) >= _LEAST_REPLIES}
-    if not known:  # replies that do not follow are better than none
-        known["reply"] = {
-            pair: (replies[pair.positive].token_ids, replies[pair.negative].token_ids)
-            for pair in pairs.pairs
-        }
+    if not known:
+        known["reply"] = own  # replies that do not follow are better than none
     readings = _read(subject, pairs, known)
     vocabulary = subject.model.config.get_text_config().vocab_size
     positive, negative = (
